@@ -1,0 +1,85 @@
+# make demo: a real model reads a long document and answers a question about it, pruned and dense.
+# make test: the whole test suite.
+# Each sets up everything it needs in .venv; a second run begins at once.
+
+PYTHON ?= python3
+# What pip installs as PyTorch, 2.10 or newer. On Linux the default is a CUDA build of several GB; for
+# a smaller one name its index as well: make demo TORCH="torch==2.13.0 --index-url <URL>".
+TORCH ?= torch==2.13.0
+SCHEDULE ?= balanced
+QUESTION ?= What was the length of the Sperm Whale's skeleton at Tranque?
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+SOURCES := $(shell find csrc lazyllm_ext setup.py pyproject.toml README.md LICENSE -type f \
+	-not -name '*.so' -not -name '*.pyc' | LC_ALL=C sort)
+CPP_FILES = $(shell find csrc tests -name '*.h' -o -name '*.inc' -o -name '*.cpp' -o -name '*.cu' \
+	-o -name '*.cuh')
+
+.PHONY: demo test ctest lint format types cuda-check clean FORCE
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/installed
+	@$(BIN)/lazyllm-ext generate --model demo --prompt-file lazyllm_ext/demo/document.txt \
+		--question "$(QUESTION)" --schedule $(SCHEDULE) --compare
+
+test: $(VENV)/installed ctest
+	$(BIN)/python -I -m lazyllm_ext.demo
+	$(BIN)/pytest $(PYTEST)
+
+# The C++ library and its tests, where there is CMake.
+ctest: $(VENV)/torch
+	@if PATH="$(CURDIR)/$(BIN):$$PATH" command -v cmake > /dev/null; then \
+		export PATH="$(CURDIR)/$(BIN):$$PATH"; set -ex; \
+		cmake -S . -B build/cpp -DCMAKE_BUILD_TYPE=Release \
+			-DCMAKE_PREFIX_PATH="$$(python -c 'import torch.utils; print(torch.utils.cmake_prefix_path)')"; \
+		cmake --build build/cpp --parallel; \
+		ctest --test-dir build/cpp --output-on-failure; \
+	else echo "no cmake: the C++ tests are left out"; fi
+
+lint: $(VENV)/dev-tools
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(CPP_FILES)
+
+format: $(VENV)/dev-tools
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP_FILES)
+
+types: $(VENV)/installed $(VENV)/dev-tools
+	$(BIN)/mypy
+
+# Compiles the CUDA kernels and asserts that each is registered; needs nvcc, and no GPU.
+cuda-check: $(VENV)/torch
+	$(BIN)/python scripts/check_cuda_build.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info lazyllm_ext/*.so
+
+# Set-up, step by step; a step is done again when what it depends on has changed.
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/torch: $(BIN)/python $(VENV)/torch-wanted
+	@echo "installing $(TORCH)"
+	@$(PIP) $(TORCH)
+	@touch $@
+
+$(VENV)/installed: $(VENV)/torch $(VENV)/sources-listed $(SOURCES)
+	@echo "building and installing lazyllm-ext (minutes, the first time)"
+	@$(PIP) '.[demo,test]'
+	@touch $@
+
+$(VENV)/dev-tools: $(VENV)/installed
+	@echo "installing ruff, mypy, clang-format"
+	@$(PIP) '.[dev]'
+	@touch $@
+
+# Files that hold a value, written only when the value is another one.
+$(VENV)/torch-wanted: VALUE = $(TORCH)
+$(VENV)/sources-listed: VALUE = $(SOURCES)
+$(VENV)/torch-wanted $(VENV)/sources-listed: $(BIN)/python FORCE
+	@echo '$(VALUE)' | cmp -s - $@ || echo '$(VALUE)' > $@

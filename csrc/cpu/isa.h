@@ -1,0 +1,114 @@
+// One kernel source, compiled once for each instruction set, the one in use chosen at run time.
+//
+//   #include "../common/..."                                  // everything the kernel needs
+//   #define LAZYLLM_KERNEL "../attention/lazy_attention_kernel.inc"   // seen from this file
+//   #include "../cpu/isa.h"
+//   ... LAZYLLM_CALL_KERNEL(run(params)) ...
+//
+// The kernel file, and simd.h before it, is included in the namespaces lazyllm::scalar, lazyllm::avx2
+// and lazyllm::avx512 (x86-64 only). It includes nothing itself: a header read under a target pragma
+// would leave its inline functions compiled for that target to the whole program. For the same reason
+// no function with external linkage outside of these namespaces may be defined in it.
+//
+// No include guard: a .cpp has one kernel, and includes this once.
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#include "../common/capability.h"
+#include "../common/types.h"
+
+#ifndef LAZYLLM_KERNEL
+#error "define LAZYLLM_KERNEL before including cpu/isa.h"
+#endif
+
+#define LAZYLLM_INLINE inline __attribute__((always_inline))
+
+// Before a loop that may be vectorized though the compiler cannot see it.
+#if defined(__clang__)
+#define LAZYLLM_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define LAZYLLM_INDEPENDENT _Pragma("GCC ivdep")
+#endif
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#define LAZYLLM_HAS_X86_KERNELS 1
+#endif
+
+#define LAZYLLM_ISA_AVX2 0
+#define LAZYLLM_ISA_AVX512 0
+namespace lazyllm::scalar {
+#include "simd.h"
+#include LAZYLLM_KERNEL
+}  // namespace lazyllm::scalar
+
+#ifdef LAZYLLM_HAS_X86_KERNELS
+
+#undef LAZYLLM_ISA_AVX2
+#define LAZYLLM_ISA_AVX2 1
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+#endif
+namespace lazyllm::avx2 {
+#include "simd.h"
+#include LAZYLLM_KERNEL
+}  // namespace lazyllm::avx2
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+#undef LAZYLLM_ISA_AVX2
+#define LAZYLLM_ISA_AVX2 0
+#undef LAZYLLM_ISA_AVX512
+#define LAZYLLM_ISA_AVX512 1
+#if defined(__clang__)
+#pragma clang attribute push(                                                    \
+    __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl"))), \
+    apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
+// GCC 12 takes the undefined lanes of its own AVX-512 intrinsics for a mistake (GCC bug 105593).
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+namespace lazyllm::avx512 {
+#include "simd.h"
+#include LAZYLLM_KERNEL
+}  // namespace lazyllm::avx512
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC diagnostic pop
+#pragma GCC pop_options
+#endif
+
+#define LAZYLLM_CALL_KERNEL(call)          \
+  switch (::lazyllm::cpu_capability()) {   \
+    case ::lazyllm::CpuCapability::avx512: \
+      ::lazyllm::avx512::call;             \
+      break;                               \
+    case ::lazyllm::CpuCapability::avx2:   \
+      ::lazyllm::avx2::call;               \
+      break;                               \
+    case ::lazyllm::CpuCapability::scalar: \
+      ::lazyllm::scalar::call;             \
+      break;                               \
+  }
+
+#else
+
+#define LAZYLLM_CALL_KERNEL(call)    \
+  (void)::lazyllm::cpu_capability(); \
+  ::lazyllm::scalar::call;
+
+#endif

@@ -1,0 +1,123 @@
+// token_importance on CUDA: logits with each split's softmax, then the norms, then the sums over
+// query heads and rows. The keys are read once for a chunk of rows; a chunk is all rows of the call
+// unless their logits would need more scratch than kMostLogits. Nothing is read back, so all of it
+// can be captured in a CUDA graph.
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+
+#include "../cuda/launch.cuh"
+#include "../cuda/tensors.cuh"
+#include "token_importance_logits.cuh"
+#include "token_importance_reduce.cuh"
+
+namespace lazyllm {
+namespace {
+
+constexpr char kOp[] = "token_importance";
+constexpr int64_t kMostLogits = int64_t{32} << 20;  // 128 MiB
+
+using cuda::ImportanceLaunch;
+using cuda::Launcher;
+
+/// Parts of the keys, so that there are about four blocks for each multiprocessor, each with at least
+/// one tile of the average sequence for every warp.
+int choose_splits(const TokenImportanceParams& op, const Launcher& launcher, int64_t pair_blocks) {
+  constexpr int64_t kMostSplits = 256;
+  constexpr int64_t kKeysPerRound = cuda::kLogitThreads;
+  const int64_t blocks = pair_blocks * op.key.num_kv_heads;
+  const int64_t wanted = (4 * launcher.num_multiprocessors() + blocks - 1) / blocks;
+  const int64_t mean_keys = (op.key.count + op.query.batch - 1) / op.query.batch;
+  const int64_t possible = mean_keys / kKeysPerRound;
+  return static_cast<int>(std::clamp<int64_t>(std::min(wanted, possible), 1, kMostSplits));
+}
+
+template <typename T, int kPairs>
+void launch_logits(const Launcher& launcher, const ImportanceLaunch& launch, int64_t pair_blocks) {
+  constexpr int64_t kUnit = cuda::kPack<T>;
+  const int padded_dim = static_cast<int>((launch.op.query.head_dim + kUnit - 1) / kUnit * kUnit);
+  const dim3 grid(static_cast<unsigned>(pair_blocks),
+                  static_cast<unsigned>(launch.op.key.num_kv_heads),
+                  static_cast<unsigned>(launch.num_splits));
+  launcher.launch(cuda::token_importance_logits_kernel<T, kPairs>, grid, cuda::kLogitThreads,
+                  cuda::logits_shared_bytes<T, kPairs>(padded_dim), launch, padded_dim);
+}
+
+/// The three kernels for each chunk of the rows.
+/// \tparam kPairs (token, head) pairs of a block
+template <typename T, int kPairs>
+void launch_chunks(const Launcher& launcher, ImportanceLaunch launch, const Tensor& query) {
+  const TokenImportanceParams& op = launch.op;
+  const int64_t logits_of_row = op.query.num_heads * op.key.count;
+  const int64_t chunk = std::clamp<int64_t>(kMostLogits / logits_of_row, 1, op.query.rows);
+  const int64_t pair_blocks =
+      cuda::max_pair_blocks(chunk, launch.group, kPairs, op.query.batch);
+  launch.num_splits = choose_splits(op, launcher, pair_blocks);
+  const int64_t places = chunk * op.query.num_heads;
+  const Tensor logits = cuda::new_words(query, chunk * logits_of_row);
+  const Tensor stats = cuda::new_words(query, launch.num_splits * places * 2);
+  const Tensor norms = cuda::new_words(query, places * 2);
+  launch.logits = static_cast<float*>(logits.mutable_data_ptr());
+  launch.stats = static_cast<float2*>(stats.mutable_data_ptr());
+  launch.norms = static_cast<float2*>(norms.mutable_data_ptr());
+  const auto blocks = [](int64_t count, int per_block) {
+    return static_cast<unsigned>((count + per_block - 1) / per_block);
+  };
+  for (int64_t row = 0; row < op.query.rows; row += chunk) {
+    launch.first_row = row;
+    launch.end_row = std::min(row + chunk, op.query.rows);
+    launch_logits<T, kPairs>(launcher, launch, pair_blocks);
+    launcher.launch(cuda::token_importance_norms_kernel, blocks(places, cuda::kNormThreads),
+                    cuda::kNormThreads, 0, launch);
+    launcher.launch(cuda::token_importance_reduce_kernel,
+                    blocks(op.key.count, cuda::kReduceKeys),
+                    dim3(cuda::kReduceKeys, cuda::kReduceLanes), 0, launch);
+  }
+}
+
+template <typename T>
+void launch_type(const Launcher& launcher, ImportanceLaunch launch, const Tensor& query) {
+  const TokenImportanceParams& op = launch.op;
+  launch.vectorized =
+      cuda::in_packs<T>(op.query.head_dim, {op.key.data}, {op.key.slot_stride, op.key.head_stride});
+  const int64_t mean_rows = (op.query.rows + op.query.batch - 1) / op.query.batch;
+  const int64_t pairs = mean_rows * launch.group;
+  if (pairs <= 4) {
+    launch_chunks<T, 4>(launcher, launch, query);
+  } else if (pairs <= 8) {
+    launch_chunks<T, 8>(launcher, launch, query);
+  } else {
+    launch_chunks<T, 16>(launcher, launch, query);
+  }
+}
+
+}  // namespace
+
+Tensor token_importance_cuda(const Tensor& query, const Tensor& query_index,
+                             const Tensor& query_offsets, const Tensor& key_store,
+                             const Tensor& key_slots, const Tensor& key_index,
+                             const Tensor& key_offsets, double scale, double softcap) {
+  const Checks check(kOp, query);
+  TokenImportanceParams op =
+      check_token_importance(check, query, query_index, query_offsets, key_store, key_slots,
+                             key_index, key_offsets, scale, softcap);
+  cuda::check_head_dim(check, op.query.head_dim);
+  const Launcher launcher(kOp, query.get_device_index());
+  Tensor importance = cuda::new_words(query, op.key.count);
+  op.importance = static_cast<float*>(importance.mutable_data_ptr());
+  if (op.key.count == 0) return importance;
+  if (op.query.rows == 0 || op.query.num_heads == 0 || op.query.batch == 0) {
+    return torch::stable::zero_(importance);
+  }
+
+  ImportanceLaunch launch{};
+  launch.op = op;
+  launch.group = static_cast<int>(op.query.num_heads / op.key.num_kv_heads);
+  visit_float(op.query.dtype, [&](auto type) {
+    launch_type<cuda::DeviceType<typename decltype(type)::type>>(launcher, launch, query);
+  });
+  return importance;
+}
+
+}  // namespace lazyllm

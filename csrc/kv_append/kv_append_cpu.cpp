@@ -1,0 +1,46 @@
+#include <torch/csrc/stable/ops.h>
+
+#include <cstring>
+
+#include "../cpu/parallel.h"
+#include "kv_append.h"
+
+namespace lazyllm {
+namespace {
+
+// One token's keys or values of all heads: [num_kv_heads, head_dim] from and to any head stride.
+void append(const KvAppendParams& p, const KvAppendSide& side, int64_t token, int64_t slot) {
+  const int64_t head_bytes = p.head_dim * p.element_bytes;
+  const char* from =
+      static_cast<const char*>(side.from) + token * side.from_token_stride * p.element_bytes;
+  char* to = static_cast<char*>(side.to) + slot * side.to_slot_stride * p.element_bytes;
+  if (side.from_head_stride == p.head_dim && side.to_head_stride == p.head_dim) {
+    std::memcpy(to, from, p.num_kv_heads * head_bytes);
+    return;
+  }
+  for (int64_t head = 0; head < p.num_kv_heads; ++head) {
+    std::memcpy(to + head * side.to_head_stride * p.element_bytes,
+                from + head * side.from_head_stride * p.element_bytes, head_bytes);
+  }
+}
+
+}  // namespace
+
+void kv_append_cpu(Tensor key_store, Tensor value_store, const Tensor& slots, const Tensor& key,
+                   const Tensor& value) {
+  const Checks check("kv_append_", key_store);
+  const KvAppendParams p = check_kv_append(check, key_store, value_store, slots, key, value);
+  check.index_values("slots", p.slots, p.tokens, p.num_slots);
+  const int64_t token_bytes = 2 * p.num_kv_heads * p.head_dim * p.element_bytes;
+  if (token_bytes == 0) return;
+  torch::stable::parallel_for(0, p.tokens, copy_grain(token_bytes),
+                              [&](int64_t begin, int64_t end) {
+                                for (int64_t token = begin; token < end; ++token) {
+                                  if (p.slots[token] < 0) continue;
+                                  append(p, p.key, token, p.slots[token]);
+                                  append(p, p.value, token, p.slots[token]);
+                                }
+                              });
+}
+
+}  // namespace lazyllm

@@ -1,0 +1,50 @@
+"""LazyLLM: long prompts computed sooner, by dropping unimportant tokens layer by layer.
+
+    lazy = lazyllm_ext.apply(model, "balanced")  # a transformers causal language model
+    model.generate(**inputs, max_new_tokens=64)  # as always
+    print(lazy.report())
+    lazy.remove()
+
+After Fu et al., "LazyLLM: Dynamic Token Pruning for Efficient Long Context LLM Inference"
+(arXiv 2407.14057, 2024).
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from . import ops
+from .decoder import LazyDecoder
+from .schedule import Boundary, PruningSchedule, shipped_schedules
+
+if TYPE_CHECKING:
+    from .hf import Lazy, LazyCache, Report, apply
+
+try:
+    __version__ = version("lazyllm-ext")
+except PackageNotFoundError:  # imported from a source tree that was never installed
+    __version__ = "unknown"
+
+__all__ = [
+    "Boundary",
+    "Lazy",
+    "LazyCache",
+    "LazyDecoder",
+    "PruningSchedule",
+    "Report",
+    "__version__",
+    "apply",
+    "ops",
+    "shipped_schedules",
+]
+
+# Names that need transformers, which takes seconds to import and which the operators do not need.
+_OF_TRANSFORMERS = ("Lazy", "LazyCache", "Report", "apply")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _OF_TRANSFORMERS:
+        return getattr(import_module(".hf", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,129 @@
+"""Commands, options and exit statuses. Whatever takes long to import is imported by a command."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .errors import CommandError
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+app = typer.Typer(
+    name="lazyllm-ext",
+    help="LazyLLM: long prompts computed sooner, by dropping unimportant tokens layer by layer.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Run the console script. Exit status: 2 for bad input, 130 for an interrupt, else 1 or 0."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command line and return its exit status."""
+    try:
+        status = app(args=arguments, prog_name="lazyllm-ext", standalone_mode=False)
+    except CommandError as error:
+        return _fail(str(error), error.status)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted", 130)
+    except Exception as error:
+        # typer's own errors about options; their class has moved between releases.
+        if not hasattr(error, "format_message"):
+            raise
+        return _fail(error.format_message(), getattr(error, "exit_code", 2))
+    if status == 130:  # what typer makes of an interrupt
+        return _fail("interrupted", 130)
+    return status if isinstance(status, int) else 0
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"lazyllm-ext: {message}", file=sys.stderr)
+    return status
+
+
+@app.callback()
+def _commands() -> None:
+    """LazyLLM: long prompts computed sooner, by dropping unimportant tokens layer by layer."""
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Option(help="Folder of a transformers model, or 'demo'.")] = "demo",
+    prompt: Annotated[str | None, typer.Option(help="The prompt itself.")] = None,
+    prompt_file: Annotated[
+        Path | None, typer.Option(help="Text file with the prompt; standard input if neither.")
+    ] = None,
+    question: Annotated[
+        str | None, typer.Option(help="Comes after the prompt, in a paragraph of its own.")
+    ] = None,
+    schedule: Annotated[
+        str, typer.Option(help="Name of a shipped schedule, or a JSON file.")
+    ] = "balanced",
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 64,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Run the dense transformers model as well.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object only.")] = False,
+    chat: Annotated[
+        bool | None,
+        typer.Option(help="Use the chat template; by default if the model has one."),
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16, float16; auto: as the model is stored.")
+    ] = "auto",
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda or cuda:N; auto: a GPU if there is one.")
+    ] = "auto",
+    temperature: Annotated[
+        float, typer.Option(help="0: always the likeliest token; above: sampling.")
+    ] = 0.0,
+    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
+) -> int:
+    """Answer a prompt, and show what was computed for it."""
+    from . import generate as command
+    from .prompt import read_prompt
+
+    if max_new_tokens < 1:
+        raise CommandError(f"--max-new-tokens: expected at least 1, got {max_new_tokens}")
+    if dtype not in DTYPES:
+        raise CommandError(f"--dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+    if not 0 <= temperature < math.inf:
+        raise CommandError(f"--temperature: expected 0 or more, got {temperature}")
+    if seed is not None and temperature == 0:
+        raise CommandError("--seed: expected --temperature above 0 with it, got greedy search")
+    if seed is not None and not 0 <= seed < 2**63:
+        raise CommandError(f"--seed: expected a number from 0 to 2**63 - 1, got {seed}")
+    request = command.Request(
+        model=model,
+        text=read_prompt(prompt, prompt_file, question),
+        schedule=schedule,
+        max_new_tokens=max_new_tokens,
+        compare=compare,
+        json=json,
+        chat=chat,
+        dtype=dtype,
+        device=device,
+        temperature=temperature,
+        seed=seed,
+    )
+    return command.generate(request)
+
+
+@app.command()
+def info(
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object only.")] = False,
+) -> int:
+    """Show versions, the instruction set in use, CUDA architectures, kernels and schedules."""
+    from . import info as command
+
+    command.show(command.collect(), json)
+    return 0

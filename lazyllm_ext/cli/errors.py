@@ -1,0 +1,29 @@
+"""What a user did wrong, said in one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class CommandError(Exception):
+    """What ends a command with one sentence for the user.
+
+    Args:
+        message: the sentence.
+        status: exit status; 2 for bad input.
+    """
+
+    def __init__(self, message: str, status: int = 2):
+        super().__init__(message)
+        self.status = status
+
+
+@contextmanager
+def as_input_error(*kinds: type[Exception]) -> Iterator[None]:
+    """Errors of these kinds inside the block are the input's fault, not the program's."""
+    try:
+        yield
+    except kinds as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise CommandError(lines[0] if lines else type(error).__name__) from error

@@ -1,0 +1,103 @@
+"""`lazyllm-ext info`: what is installed, what was built, and what this machine uses of it."""
+
+from __future__ import annotations
+
+import json
+import platform
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import lazyllm_ext
+from lazyllm_ext.schedule import PruningSchedule, shipped_schedules
+
+from .errors import as_input_error
+
+_DISPATCH_KEYS = ("CPU", "CUDA", "Meta", "Autograd")
+
+
+def operators() -> list[str]:
+    """Names of the operators in torch.ops.lazyllm."""
+    names = torch._C._dispatch_get_all_op_names()
+    return sorted(name.removeprefix("lazyllm::") for name in names if name.startswith("lazyllm::"))
+
+
+def has_cuda_kernels() -> bool:
+    """Whether the operators were built with CUDA."""
+    return all(_has_kernel(name, "CUDA") for name in operators())
+
+
+def _has_kernel(operator: str, key: str) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"lazyllm::{operator}", key)
+
+
+def collect() -> dict[str, Any]:
+    """Everything that `info` shows.
+
+    Raises:
+        CommandError: LAZYLLM_CPU_CAPABILITY names an instruction set that is not there.
+    """
+    import lazyllm_ext._C as built
+
+    with as_input_error(RuntimeError):
+        capability = built.cpu_capability()
+    return {
+        "versions": {
+            "lazyllm-ext": lazyllm_ext.__version__,
+            "torch": torch.__version__,
+            "torch at build": built.torch_version(),
+            "transformers": version("transformers"),
+            "python": platform.python_version(),
+        },
+        "cpu_capability": capability,
+        "cpu_capability_supported": built.supported_cpu_capability(),
+        "cuda_architectures": built.cuda_architectures(),
+        "gpus": [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())],
+        "kernels": {
+            name: [key for key in _DISPATCH_KEYS if _has_kernel(name, key)] for name in operators()
+        },
+        "schedules": {name: PruningSchedule.load(name).to_dict() for name in shipped_schedules()},
+    }
+
+
+def show(data: dict[str, Any], as_json: bool) -> None:
+    """Print what `collect` found."""
+    if as_json:
+        print(json.dumps(data))
+        return
+    console = Console(highlight=False)
+    facts = Table(show_header=False)
+    for name, value in data["versions"].items():
+        facts.add_row(name, value)
+    capability, best = data["cpu_capability"], data["cpu_capability_supported"]
+    facts.add_row("CPU kernels", capability if capability == best else f"{capability} (of {best})")
+    facts.add_row("CUDA architectures", data["cuda_architectures"] or "none: built without CUDA")
+    facts.add_row("GPUs", ", ".join(data["gpus"]) or "none")
+    console.print(facts)
+
+    kernels = Table(title="registered kernels", title_justify="left")
+    kernels.add_column("operator")
+    for key in _DISPATCH_KEYS:
+        kernels.add_column(key, justify="center")
+    for name, keys in data["kernels"].items():
+        kernels.add_row(name, *("yes" if key in keys else "–" for key in _DISPATCH_KEYS))
+    console.print(kernels)
+
+    schedules = Table(title="shipped schedules", title_justify="left")
+    for name in ("schedule", "boundaries (depth: keep)", "window", "pool", "protect_first"):
+        schedules.add_column(name)
+    for name, schedule in data["schedules"].items():
+        schedules.add_row(
+            name,
+            ", ".join(_boundary(entry) for entry in schedule["boundaries"]) or "none",
+            *(str(schedule[rule]) for rule in ("window", "pool", "protect_first")),
+        )
+    console.print(schedules)
+
+
+def _boundary(entry: dict[str, Any]) -> str:
+    place, amount = entry.values()
+    return f"{place}: {amount}"

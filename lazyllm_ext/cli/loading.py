@@ -1,0 +1,97 @@
+"""A model folder -> tokenizer and model, or one sentence that says what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from .errors import CommandError, as_input_error
+
+
+def find_folder(name: str, quiet: bool) -> Path:
+    """The model's folder; `demo` is the demo model, which is brought first if need be.
+
+    Raises:
+        CommandError: no such folder, or no model of a supported kind in it.
+    """
+    if name == "demo":
+        from lazyllm_ext.demo import DemoModelError, demo_model
+
+        def say(line: str) -> None:
+            if not quiet:
+                print(line, file=sys.stderr)
+
+        try:
+            return demo_model(say)
+        except DemoModelError as error:
+            raise CommandError(str(error), status=1) from error
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        raise CommandError(f"--model: no such folder: {name}")
+    config = folder / "config.json"
+    try:
+        kind = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+    except FileNotFoundError as error:
+        raise CommandError(
+            f"--model: expected a transformers model, got a folder without config.json: {name}"
+        ) from error
+    except (OSError, ValueError, AttributeError) as error:
+        raise CommandError(f"--model: {config} cannot be read: {error}") from error
+    from lazyllm_ext.hf import SUPPORTED
+
+    if kind not in SUPPORTED:
+        raise CommandError(
+            f"--model: expected a model of type {', '.join(SUPPORTED)}, got {kind!r} in {name}"
+        )
+    return folder
+
+
+def load(folder: Path, dtype: str, device: str) -> tuple[Any, Any]:
+    """Tokenizer and model of a folder, in inference mode.
+
+    Raises:
+        CommandError: files are missing or damaged.
+    """
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    with as_input_error(Exception):  # each file's library has its own errors for damaged ones
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, local_files_only=True, dtype=dtype
+        )
+    return tokenizer, model.to(device).eval()
+
+
+def pick_device(name: str) -> str:
+    """The device to run on.
+
+    Raises:
+        CommandError: a device that is not there or that the operators were not built for.
+    """
+    import torch
+
+    from .info import has_cuda_kernels
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() and has_cuda_kernels() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise CommandError(f"--device: expected cpu, cuda or cuda:N, got {name!r}") from error
+    if device.type not in ("cpu", "cuda"):
+        raise CommandError(f"--device: expected cpu, cuda or cuda:N, got {name!r}")
+    if device.type == "cuda":
+        if not has_cuda_kernels():
+            raise CommandError(
+                "--device: expected cpu, since the operators were built without CUDA"
+            )
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise CommandError(
+                f"--device: got {name!r}, and PyTorch {torch.__version__} sees "
+                f"{torch.cuda.device_count()} CUDA devices"
+            )
+    return name

@@ -1,0 +1,72 @@
+"""Operations of a prefill: the yardstick for "as fast as the work that is left allows"."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .decoder import LazyDecoder, LazyLayer
+
+
+@dataclass(frozen=True)
+class Operations:
+    """Floating-point operations (a multiply and an add are two) of one prefill, batch 1."""
+
+    projections: int
+    mlp: int
+    attention: int
+    lm_head: int
+
+    @property
+    def total(self) -> int:
+        return self.projections + self.mlp + self.attention + self.lm_head
+
+
+def prefill_operations(
+    decoder: LazyDecoder, tokens: int, active: Sequence[Tensor] = ()
+) -> Operations:
+    """Operations that `decoder` needs for a first prefill of `tokens` tokens.
+
+    Per layer: key and value projections for the rows that enter, query and output projection and
+    MLP for the rows that leave (fewer in a boundary layer and in the last), attention
+    4 · num_heads · head_dim for every pair of a row that leaves and an active key that is not above
+    it; one row of the output projection. Scoring is not counted.
+
+    Args:
+        decoder: its layers give the sizes, its schedule the boundaries.
+        tokens: length of the prompt.
+        active: A_1 … A_S, the token indices that each boundary kept (`state.active`); needed when
+            the schedule has boundaries, since the pairs depend on which tokens stay.
+    """
+    if len(active) != len(decoder.boundaries):
+        raise ValueError(
+            f"active: expected {len(decoder.boundaries)} selections, one per boundary, "
+            f"got {len(active)}"
+        )
+    every = torch.arange(tokens)
+    keys = rows = every
+    projections = mlp = attention = 0
+    for number, layer in enumerate(decoder.layers):
+        entering, seen = rows, keys
+        if decoder.boundary_at[number] >= 0:
+            keys = rows = active[decoder.boundary_at[number]].cpu()
+        leaving = rows[-1:] if number == decoder.num_layers - 1 else rows
+        projections += _per_row(layer.k_proj, layer.v_proj) * entering.numel()
+        projections += _per_row(layer.q_proj, layer.o_proj) * leaving.numel()
+        mlp += _per_row(layer.mlp) * leaving.numel()
+        attention += 4 * layer.num_heads * layer.head_dim * _pairs(layer, leaving, seen)
+    return Operations(projections, mlp, attention, _per_row(decoder.lm_head))
+
+
+def _per_row(*modules: nn.Module) -> int:
+    """Operations for one row: two for every weight of a matrix."""
+    weights = [p for module in modules for p in module.parameters() if p.dim() >= 2]
+    return 2 * sum(weight.numel() for weight in weights)
+
+
+def _pairs(layer: LazyLayer, rows: Tensor, keys: Tensor) -> int:
+    """Pairs of a row and a visible key; `rows` and `keys` are ascending token indices."""
+    upto = torch.searchsorted(keys, rows, right=True)
+    below = torch.searchsorted(keys, rows - layer.window, right=True) if layer.window else 0
+    return int((upto - below).sum())

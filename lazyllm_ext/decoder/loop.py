@@ -1,0 +1,238 @@
+"""The decoder loop: one rule for prefill, decoding and continued turns."""
+
+from typing import Callable, List, Optional, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from lazyllm_ext.schedule import ResolvedSchedule
+from lazyllm_ext.state import LazyState, StoreSpec, enter_stage_, give_back_, new_state
+
+from .boundary import Boundary, cross_, update_importance_
+from .layer import LazyLayer
+from .rows import Rows, all_keys, begin_step, pick, rows_of_tail
+
+
+class LazyDecoder(nn.Module):
+    """A decoder that drops unimportant prompt tokens layer by layer (arXiv 2407.14057).
+
+    Args:
+        embed: token ids -> hidden states, the model's own module.
+        layers: the blocks, LazyLayer each.
+        norm, lm_head: the model's own final norm and output projection.
+        ropes: the rotary embeddings that layers name by number.
+        schedule: where tokens are dropped, and how many stay.
+        logit_softcap: logits become c · tanh(logits / c); 0: none.
+        checked: raise RuntimeError as soon as an importance or a logit is NaN.
+
+    The parameters are shared with the model, not copied.
+    """
+
+    spec: StoreSpec
+    boundaries: List[Boundary]
+    boundary_at: List[int]  # per layer: the number of the boundary in it, or -1
+
+    def __init__(
+        self,
+        *,
+        embed: nn.Module,
+        layers: List[LazyLayer],
+        norm: nn.Module,
+        lm_head: nn.Module,
+        ropes: List[nn.Module],
+        schedule: ResolvedSchedule,
+        hidden_size: int,
+        logit_softcap: float = 0.0,
+        checked: bool = False,
+    ):
+        super().__init__()
+        self.embed, self.norm, self.lm_head = embed, norm, lm_head
+        self.layers, self.ropes = nn.ModuleList(layers), nn.ModuleList(ropes)
+        self.logit_softcap, self.checked = logit_softcap, checked
+        self.num_layers = len(layers)
+        self.window = schedule.window
+        self.bounded = schedule.max_revive >= 0
+        self.boundary_at = [-1] * len(layers)
+        self.boundaries = []
+        for number, layer in enumerate(schedule.layers):
+            self.boundary_at[layer] = number
+            self.boundaries.append(
+                Boundary(
+                    number,
+                    schedule.keeps[number],
+                    schedule.budgets[number],
+                    schedule.pool,
+                    schedule.protect_first,
+                    schedule.max_revive,
+                    schedule.min_tokens,
+                )
+            )
+        self.spec = StoreSpec(
+            # Stage s: the layers after boundary s, up to and including boundary s + 1.
+            stage_layers=[
+                list(range(first + 1, last + 1))
+                for first, last in zip(
+                    [-1, *schedule.layers], [*schedule.layers, len(layers) - 1], strict=True
+                )
+            ],
+            num_kv_heads=[layer.num_kv_heads for layer in layers],
+            head_dim=[layer.head_dim for layer in layers],
+            hidden_size=hidden_size,
+            num_boundaries=len(schedule.layers),
+        )
+        # Called after every layer with (layer, rows), for progress; no part of a scripted decoder.
+        self.on_layer: Optional[Callable[[int, int], None]] = None
+
+    @classmethod
+    def from_model(
+        cls, model: nn.Module, schedule: object, *, export: bool = False
+    ) -> "LazyDecoder":
+        """The decoder of a transformers causal language model.
+
+        Args:
+            model: a supported `…ForCausalLM`.
+            schedule: anything that `PruningSchedule.load` takes.
+            export: put scriptable modules around the same parameters instead of calling the
+                model's own ones, and refuse by name what has none.
+
+        Raises:
+            ValueError: the model's family is not supported, or the schedule does not fit it.
+        """
+        from lazyllm_ext.hf import build_decoder  # the one reference upwards: a public shorthand
+
+        return build_decoder(model, schedule, export=export)
+
+    @torch.jit.export
+    def new_state(self, batch: int, like: Tensor) -> LazyState:
+        """An empty state for `batch` sequences, with the dtype and device of `like`."""
+        return new_state(self.spec, batch, like.dtype, like.device)
+
+    @torch.jit.export
+    def embed_tokens(self, ids: Tensor) -> Tensor:
+        """ids [rows] int64 -> hidden states [rows, hidden]."""
+        return self.embed(ids)
+
+    def forward(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        new_counts: List[int],
+        state: LazyState,
+        logits_to_keep: int = 1,
+    ) -> Tensor:
+        """`step` on token ids [rows] int64."""
+        return self.step(self.embed(ids), positions, new_counts, state, logits_to_keep)
+
+    @torch.jit.export
+    def step(
+        self,
+        hidden: Tensor,
+        positions: Tensor,
+        new_counts: List[int],
+        state: LazyState,
+        logits_to_keep: int = 1,
+    ) -> Tensor:
+        """Compute the next tokens of every sequence: a prompt, one token, or the next turn.
+
+        Args:
+            hidden: [rows, hidden] embedded new tokens, sequence after sequence, no padding.
+            positions: [rows] int64, for the rotary embedding.
+            new_counts: how many of the rows belong to each sequence; 0 is allowed.
+            state: of these sequences; changed in place.
+            logits_to_keep: logits are computed for so many last new tokens of each sequence.
+
+        Returns:
+            [Σ_b min(logits_to_keep, new_counts[b]), vocab] logits, packed like the rows.
+        """
+        step, rows = begin_step(
+            state, positions, new_counts, self.window, logits_to_keep, self.bounded
+        )
+        slots = enter_stage_(state, self.spec, 0, rows.place)
+        keys = all_keys(state, new_counts, step.fixed)
+        cos, sin = self._rotations(state, rows, hidden)
+        for number, layer in enumerate(self.layers):
+            x = layer.input_norm(hidden)
+            key, value = layer.key_value(x, cos[layer.rope], sin[layer.rope])
+            torch.ops.lazyllm.kv_append_(
+                state.keys[number], state.values[number], slots, key, value
+            )
+            seen = keys
+            boundary = self.boundary_at[number]
+            if boundary >= 0:
+                where = rows_of_tail(step.window, rows)
+                queries = layer.query(
+                    x.index_select(0, where),
+                    cos[layer.rope].index_select(0, where),
+                    sin[layer.rope].index_select(0, where),
+                )
+                index = rows.index.index_select(0, where)
+                scored = torch.ops.lazyllm.token_importance(
+                    queries,
+                    index,
+                    step.window.offsets,
+                    state.keys[number],
+                    keys.slots,
+                    keys.index,
+                    keys.offsets,
+                    layer.scale,
+                    layer.softcap,
+                )
+                if self.checked:
+                    _refuse_nan(scored, "importance", number)
+                update_importance_(state, boundary, step, keys, scored, self.window)
+                keys, rows, hidden, slots = cross_(
+                    state, self.spec, self.boundaries[boundary], step, keys, rows, hidden
+                )
+                cos, sin = self._rotations(state, rows, hidden)
+                x = layer.input_norm(hidden)
+            elif number == self.num_layers - 1:
+                where = rows_of_tail(step.last, rows)
+                rows = pick(rows, where, step.last.offsets)
+                hidden, x = hidden.index_select(0, where), x.index_select(0, where)
+                cos, sin = self._rotations(state, rows, hidden)
+            query = layer.query(x, cos[layer.rope], sin[layer.rope])
+            attended = torch.ops.lazyllm.lazy_attention(
+                query,
+                rows.index,
+                rows.offsets,
+                state.keys[number],
+                state.values[number],
+                seen.slots,
+                seen.index,
+                seen.offsets,
+                layer.scale,
+                layer.window,
+                layer.softcap,
+            )
+            hidden = layer.finish(hidden, attended)
+            if not torch.jit.is_scripting() and self.on_layer is not None:
+                self.on_layer(number, hidden.size(0))
+        state.finished[0] += hidden.size(0)
+        give_back_(state)
+        return self._logits(hidden)
+
+    def _rotations(
+        self, state: LazyState, rows: Rows, hidden: Tensor
+    ) -> Tuple[List[Tensor], List[Tensor]]:
+        """cos and sin [rows, 1, rotary_dim / 2] of the rows, for each rotary embedding."""
+        positions = state.position[0].view(-1).index_select(0, rows.place.clamp(min=0))
+        cosines: List[Tensor] = []
+        sines: List[Tensor] = []
+        for rope in self.ropes:
+            cos, sin = rope(positions, hidden.dtype)
+            cosines.append(cos)
+            sines.append(sin)
+        return cosines, sines
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        logits = self.lm_head(self.norm(hidden))
+        if self.logit_softcap > 0.0:
+            logits = torch.tanh(logits / self.logit_softcap) * self.logit_softcap
+        if self.checked:
+            _refuse_nan(logits, "logits", self.num_layers - 1)
+        return logits
+
+
+def _refuse_nan(values: Tensor, what: str, layer: int) -> None:
+    if bool(torch.isnan(values).any().item()):
+        raise RuntimeError(f"LazyDecoder: NaN in the {what} of layer {layer}")

@@ -1,0 +1,9 @@
+"""LazyLLM for transformers models: `apply`, the cache, the families."""
+
+from .apply import Lazy, apply
+from .build import build_decoder
+from .cache import LazyCache
+from .families import SUPPORTED
+from .report import Report
+
+__all__ = ["SUPPORTED", "Lazy", "LazyCache", "Report", "apply", "build_decoder"]

@@ -1,0 +1,244 @@
+"""apply and remove: one model instance runs LazyLLM, and then is as it was."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lazyllm_ext.decoder import LazyDecoder
+from lazyllm_ext.schedule import PruningSchedule
+
+from .build import build_decoder, parts_of
+from .cache import LazyCache, Plan
+from .checks import check_mode
+from .families import family_of
+from .forward import output, run, usable_cache
+from .refuse import (
+    refuse_forward_arguments,
+    refuse_generate_arguments,
+    refuse_generation,
+    refuse_turn,
+    refuse_unknown_arguments,
+)
+from .report import Report
+
+# Attributes of the model that an instance of Lazy stands in for, by its own methods' names.
+_REPLACED = (
+    "forward",
+    "generate",
+    "_validate_model_kwargs",
+    "_validate_generation_mode",
+    "_update_model_kwargs_for_generation",
+)
+
+
+def apply(model: Any, schedule: Any) -> Lazy:
+    """Let a transformers model drop unimportant tokens while it reads its prompt (LazyLLM).
+
+    `model.generate` and `model(...)` are used as before. Only this instance changes, and
+    `lazy.remove()`, or leaving a `with` block, puts everything back.
+
+    Args:
+        model: a causal language model of a supported family, loaded and in inference mode.
+        schedule: a PruningSchedule, a dict, the path of a JSON file, or the name of a shipped
+            schedule (`dense`, `balanced`, …).
+
+    Returns:
+        What `report()`s on generations and `remove()`s itself.
+
+    Raises:
+        TypeError: `model` is not a transformers model.
+        ValueError: a model, a schedule or a combination that is not supported, and why.
+    """
+    return Lazy(model, schedule)
+
+
+class Lazy:
+    """LazyLLM on one model; made by `apply`.
+
+    Attributes:
+        model: the model.
+        schedule: the schedule that was asked for, and that of this model if it holds one.
+        decoder: the decoder loop; `decoder.on_layer` can be set to watch a prefill.
+    """
+
+    def __init__(self, model: Any, schedule: Any):
+        family = family_of(model)
+        for name in _REPLACED:
+            owner = getattr(model.__dict__.get(name), "__self__", None)
+            if isinstance(owner, Lazy):
+                raise ValueError(
+                    "model: expected a model without LazyLLM, got one to which it is applied "
+                    "already; remove() that first"
+                )
+        if "forward" in model.__dict__:
+            raise ValueError(
+                f"model: expected the forward of {type(model).__name__}, got one that was replaced "
+                "on the instance"
+            )
+        loaded = PruningSchedule.load(schedule)
+        self.model = model
+        self.schedule = loaded.for_model(getattr(model.config, "name_or_path", None))
+        self.decoder: LazyDecoder = build_decoder(model, self.schedule)
+        boundary_layers = [
+            layer for layer, number in enumerate(self.decoder.boundary_at) if number >= 0
+        ]
+        self._plan = Plan(self.decoder.spec, self.schedule, tuple(boundary_layers))
+        self._parts = parts_of(model, family)
+        self._report: Report | None = None
+        # What the model did before, to be called, and what its own attributes were, to be restored.
+        self._before: dict[str, Callable[..., Any]] = {
+            name: getattr(model, name) for name in _REPLACED
+        }
+        self._own = {name: model.__dict__[name] for name in _REPLACED if name in model.__dict__}
+        for name in _REPLACED:
+            model.__dict__[name] = getattr(self, name)
+
+    def report(self) -> Report:
+        """What the last finished `generate` did: tokens, times, memory.
+
+        Raises:
+            ValueError: none has finished. For single calls of the model, ask the cache that they
+                return: `output.past_key_values.report()`.
+        """
+        if self._report is None:
+            raise ValueError("report: expected a finished generation, got none so far")
+        return self._report
+
+    def remove(self) -> None:
+        """Make the model what it was. Nothing happens where that is done already.
+
+        Raises:
+            RuntimeError: somebody replaced one of the replaced attributes since, and would lose it.
+        """
+        ours = {name: getattr(self, name) for name in _REPLACED}
+        attributes = self.model.__dict__
+        if not self._applied():
+            return
+        for name in _REPLACED:
+            if attributes.get(name) != ours[name]:
+                raise RuntimeError(
+                    f"remove: model.{name} was replaced after lazyllm_ext.apply; undo that first"
+                )
+        for name in _REPLACED:
+            del attributes[name]
+        attributes.update(self._own)
+
+    def _applied(self) -> bool:
+        attributes = self.model.__dict__
+        return any(attributes.get(name) == getattr(self, name) for name in _REPLACED)
+
+    def __enter__(self) -> Lazy:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.remove()
+
+    # The methods below stand in for the model's own ones of the same names.
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """One call of the model, as transformers' causal language models take it.
+
+        Two things are different. A token whose mask is 0 does not exist; `position_ids` that are
+        not given count the tokens of each sequence. And `logits_to_keep` must be at least 1 for
+        more than one new token, unless the schedule has no boundary.
+        """
+        refuse_forward_arguments({"labels": labels, "inputs_embeds": inputs_embeds, **kwargs})
+        refuse_unknown_arguments(kwargs)
+        check_mode(self.model)
+        config = self.model.config
+        cache = usable_cache(past_key_values, self._plan)
+        if cache.state is None:
+            self._check_parts()
+        # Not in inference mode: a state made there could not be changed by a later call outside.
+        with torch.inference_mode(False), torch.no_grad():
+            logits = run(
+                self.decoder,
+                getattr(config, "max_position_embeddings", None),
+                cache,
+                input_ids,
+                inputs_embeds,
+                attention_mask,
+                position_ids,
+                logits_to_keep,
+            )
+        keeps_cache = config.use_cache if use_cache is None else use_cache
+        as_dict = config.return_dict if return_dict is None else return_dict
+        return output(logits, cache if keeps_cache else None, as_dict)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """transformers' generate, with a cache of ours and a report at the end."""
+        signature = inspect.signature(type(self.model).generate)
+        arguments = signature.bind(self.model, *args, **kwargs).arguments
+        del arguments["self"]
+        arguments.update(arguments.pop("kwargs", {}))
+        refuse_generate_arguments(arguments)
+        check_mode(self.model)
+        cache = usable_cache(arguments.get("past_key_values"), self._plan)
+        if cache.columns:
+            refuse_turn(arguments, cache.columns)
+        cache.begin_generation(arguments.get("position_ids") is not None)
+        arguments["past_key_values"] = cache
+        try:
+            result = self._before["generate"](**arguments)
+        finally:
+            cache.end_generation()
+        self._report = cache.report()
+        return result
+
+    def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
+        """Called by generate before it does anything."""
+        refuse_forward_arguments(model_kwargs)
+        self._before["_validate_model_kwargs"](model_kwargs)
+
+    def _validate_generation_mode(
+        self, generation_mode: Any, generation_config: Any, generation_mode_kwargs: Any
+    ) -> None:
+        """Called by generate before it does anything."""
+        refuse_generation(generation_mode, generation_config)
+        self._before["_validate_generation_mode"](
+            generation_mode, generation_config, generation_mode_kwargs
+        )
+
+    def _update_model_kwargs_for_generation(
+        self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Called by generate after every step."""
+        cache = outputs.past_key_values
+        if isinstance(cache, LazyCache):
+            cache.follow(model_kwargs)
+        updated: dict[str, Any] = self._before["_update_model_kwargs_for_generation"](
+            outputs, model_kwargs, *args, **kwargs
+        )
+        return updated
+
+    def _check_parts(self) -> None:
+        """Raises ValueError if a module that the decoder uses is no longer the model's."""
+        for table, name, part in self._parts:
+            if table.get(name) is not part:
+                raise ValueError(
+                    f"model: {name} was replaced, moved or cast after lazyllm_ext.apply; remove() "
+                    "and apply again"
+                )

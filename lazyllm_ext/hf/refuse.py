@@ -1,0 +1,105 @@
+"""Arguments and generation modes that are refused by name, before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.generation.configuration_utils import GenerationConfig, GenerationMode
+
+_MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
+_SUPPORTED_MODES = (
+    "lazyllm_ext supports greedy search and sampling with one beam and the cache it makes itself"
+)
+
+# Arguments of forward that may be given as long as they ask for nothing.
+_NEVER = {
+    "labels": "LazyLLM drops tokens, so there is no loss",
+    "output_attentions": "LazyLLM never makes attention maps",
+    "output_hidden_states": "layers compute different tokens",
+}
+
+
+def refuse_forward_arguments(arguments: Mapping[str, Any]) -> None:
+    """Raises ValueError for an argument of forward that LazyLLM cannot serve."""
+    for name, reason in _NEVER.items():
+        value = arguments.get(name)
+        if value is not None and value is not False:
+            raise ValueError(f"{name}: not supported: {reason}")
+    types = arguments.get("token_type_ids")
+    if types is not None and bool((types != 0).any()):
+        raise ValueError("token_type_ids: expected text only (zeros), got other types")
+    embeds = arguments.get("inputs_embeds")
+    if embeds is not None and embeds.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            "inputs_embeds: expected no gradient to be asked for, got requires_grad; LazyLLM is "
+            "for inference only"
+        )
+
+
+def refuse_unknown_arguments(arguments: Mapping[str, Any]) -> None:
+    """Raises ValueError for a keyword of forward that would have no effect."""
+    for name, value in arguments.items():
+        if name in _NEVER or name == "token_type_ids" or value is None or value is False:
+            continue
+        raise ValueError(
+            f"{name}: not supported; expected input_ids or inputs_embeds, attention_mask, "
+            "position_ids, past_key_values, use_cache, logits_to_keep, return_dict"
+        )
+
+
+def refuse_generate_arguments(arguments: Mapping[str, Any]) -> None:
+    """Raises ValueError for an argument of generate that leads away from its own sampling loop."""
+    for name in ("assistant_model", "custom_generate", "negative_prompt_ids"):
+        if arguments.get(name) is not None:
+            raise ValueError(f"{name}: not supported; {_SUPPORTED_MODES}")
+    if arguments.get("cache_implementation") == "paged":
+        raise ValueError(f"cache_implementation='paged': not supported; {_SUPPORTED_MODES}")
+
+
+def refuse_generation(mode: GenerationMode, config: GenerationConfig) -> None:
+    """Raises ValueError for a generation mode or option that LazyLLM does not support."""
+    if mode not in _MODES:
+        raise ValueError(f"generate: {mode.value} is not supported; {_SUPPORTED_MODES}")
+    options = {
+        "cache_implementation": config.cache_implementation not in (None, "dynamic"),
+        "prefill_chunk_size": config.prefill_chunk_size is not None,
+        "use_cache": config.use_cache is False,
+        "guidance_scale": config.guidance_scale not in (None, 1),
+        "token_healing": bool(config.token_healing),
+        "is_assistant": bool(config.is_assistant),
+    }
+    for name, refused in options.items():
+        if refused:
+            value = getattr(config, name)
+            raise ValueError(f"generate: {name}={value!r} is not supported; {_SUPPORTED_MODES}")
+
+
+def refuse_turn(arguments: Mapping[str, Any], columns: int) -> None:
+    """Raises ValueError for inputs that do not go on from a cache of so many columns.
+
+    transformers would cut such inputs at a wrong place.
+    """
+    mask = arguments.get("attention_mask")
+    for name in ("inputs", "input_ids", "inputs_embeds"):
+        given = arguments.get(name)
+        if not isinstance(given, Tensor) or given.dim() < 2 or given.size(1) > columns:
+            continue
+        if name != "inputs_embeds" and mask is not None and mask.size(1) != given.size(1):
+            continue
+        raise ValueError(
+            f"{name}: expected the whole conversation, longer than the {columns} columns that "
+            f"past_key_values holds, got {given.size(1)} columns"
+        )
+
+
+def refuse_context(name: str, given: Tensor, device: torch.device) -> None:
+    """Raises ValueError where a forward's input or its surroundings do not fit the model."""
+    if given.device != device:
+        raise ValueError(f"{name}: expected a tensor on {device}, got one on {given.device}")
+    if torch.is_autocast_enabled(device.type):
+        raise ValueError(
+            "torch.autocast: not supported; load the model in the dtype it shall compute in"
+        )

@@ -1,0 +1,176 @@
+"""What a generation did: how much was computed, how long it took, what is stored."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from lazyllm_ext.schedule import PruningSchedule
+from lazyllm_ext.state import (
+    LazyState,
+    StoreSpec,
+    aux_nbytes,
+    computed,
+    computed_per_stage,
+    kv_nbytes,
+    revived,
+)
+
+
+@dataclass
+class Turn:
+    """Clock and counters of a prompt and the tokens generated after it."""
+
+    started: float
+    cached_tokens: list[int]  # n of each sequence before the prompt
+    revived: list[int]  # per boundary, before the prompt
+    context_tokens: list[int] = field(default_factory=list)  # n of each sequence with the prompt
+    finished: int = 0  # tokens computed in the last layer to the end, all of the context
+    prompt_done: float = 0.0
+    steps: int = 0  # single tokens after the prompt
+    last_done: float = 0.0
+
+    def end_prompt(self, state: LazyState) -> None:
+        device = state.length.device
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # once per generation: now the logits are there
+        self.prompt_done = self.last_done = perf_counter()
+        self.context_tokens = list(state.host_length)
+        self.finished = state.finished[0]
+
+    def end_step(self) -> None:
+        self.steps += 1
+        self.last_done = perf_counter()
+
+    def of_sequences(self, order: list[int]) -> Turn:
+        """The same turn of sequences order[0], order[1], …"""
+        return replace(
+            self,
+            cached_tokens=[self.cached_tokens[place] for place in order],
+            context_tokens=[self.context_tokens[place] for place in order],
+        )
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the latest prompt of a generation and the tokens after it did.
+
+    Counts are sums over the sequences of a batch, padding excluded.
+
+    Attributes:
+        schedule: the schedule as JSON writes it.
+        boundary_layers: the layers in which it dropped tokens.
+        sequences: size of the batch.
+        prompt_tokens: new tokens of the prompt.
+        cached_tokens: tokens that the cache held before the prompt.
+        generated_tokens: tokens whose logits were computed, one for the prompt and one for each
+            step after it.
+        ttft_seconds: from the entry of the prompt's forward to its logits.
+        decode_seconds: from the prompt's logits to the last ones, the sampling between included.
+        decode_seconds_per_token: of one step; None where there was none.
+        decode_tokens_per_second: of all sequences together; None where there was none.
+        tokens_total: tokens that the cache holds, computed or waiting.
+        tokens_per_stage: tokens whose keys and values exist, for the stages 0 to S.
+        tokens_per_layer: tokens whose whole layer was computed. A boundary layer is finished only
+            for tokens that pass, the last layer only where logits are asked.
+        prompt_computed_percent: mean over layers of the context's tokens (cached and prompt) whose
+            whole layer was computed by now, in percent of the context.
+        revived_per_boundary: tokens that this turn took out of each Aux Cache.
+        kv_bytes, aux_bytes: memory of the stores, spare room included.
+        dense_kv_bytes: what a dense cache needs for the same tokens, padding excluded.
+    """
+
+    schedule: dict[str, Any]
+    boundary_layers: list[int]
+    sequences: int
+    prompt_tokens: int
+    cached_tokens: int
+    generated_tokens: int
+    ttft_seconds: float
+    decode_seconds: float
+    decode_seconds_per_token: float | None
+    decode_tokens_per_second: float | None
+    tokens_total: int
+    tokens_per_stage: list[int]
+    tokens_per_layer: list[int]
+    prompt_computed_percent: float
+    revived_per_boundary: list[int]
+    kv_bytes: int
+    aux_bytes: int
+    dense_kv_bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings, lists and dicts."""
+        return asdict(self)
+
+    def to_json(self) -> str:
+        """The report as JSON text."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+
+def make_report(
+    schedule: PruningSchedule,
+    boundary_layers: tuple[int, ...],
+    spec: StoreSpec,
+    state: LazyState,
+    turn: Turn,
+) -> Report:
+    """The report of a turn, from the state as it is now."""
+    sequences = len(state.host_length)
+    per_stage = [sum(counts) for counts in computed_per_stage(state)]
+    context = sum(turn.context_tokens)
+    of_context = _per_layer(spec, _context_per_stage(state, turn), turn.finished)
+    decode_seconds = turn.last_done - turn.prompt_done
+    return Report(
+        schedule=schedule.to_dict(),
+        boundary_layers=list(boundary_layers),
+        sequences=sequences,
+        prompt_tokens=context - sum(turn.cached_tokens),
+        cached_tokens=sum(turn.cached_tokens),
+        generated_tokens=(1 + turn.steps) * sequences,
+        ttft_seconds=turn.prompt_done - turn.started,
+        decode_seconds=decode_seconds,
+        decode_seconds_per_token=decode_seconds / turn.steps if turn.steps else None,
+        decode_tokens_per_second=turn.steps * sequences / decode_seconds if turn.steps else None,
+        tokens_total=sum(state.host_length),
+        tokens_per_stage=per_stage,
+        tokens_per_layer=_per_layer(spec, per_stage, state.finished[0]),
+        prompt_computed_percent=100.0 * sum(of_context) / (len(of_context) * context),
+        revived_per_boundary=[
+            now - before for now, before in zip(revived(state), turn.revived, strict=True)
+        ],
+        kv_bytes=kv_nbytes(state),
+        aux_bytes=aux_nbytes(state),
+        dense_kv_bytes=_dense_nbytes(spec, state),
+    )
+
+
+def _context_per_stage(state: LazyState, turn: Turn) -> list[int]:
+    """Tokens of the context (cached and prompt) in C_0 … C_S."""
+    return [
+        sum(
+            int((computed(state, stage, sequence) < length).sum())
+            for sequence, length in enumerate(turn.context_tokens)
+        )
+        for stage in range(len(state.slot))
+    ]
+
+
+def _per_layer(spec: StoreSpec, per_stage: list[int], finished: int) -> list[int]:
+    """|C_s| in the layers of stage s, |C_{s+1}| in its boundary layer, `finished` in the last."""
+    counts: list[int] = []
+    for stage, layers in enumerate(spec.stage_layers):
+        counts += [per_stage[stage]] * (len(layers) - 1)
+        counts.append(per_stage[stage + 1] if stage + 1 < len(per_stage) else finished)
+    return counts
+
+
+def _dense_nbytes(spec: StoreSpec, state: LazyState) -> int:
+    numbers = sum(
+        2 * heads * dim for heads, dim in zip(spec.num_kv_heads, spec.head_dim, strict=True)
+    )
+    return numbers * state.keys[0].element_size() * sum(state.host_length)

@@ -1,0 +1,105 @@
+"""Turns a wrong argument into Python's own exceptions.
+
+What an argument must be is known to the operators (csrc/common/checks.h), and said there in one
+sentence. Types are looked at here, since PyTorch would answer for some of them itself; the rest of
+the sentences pass through as ``ValueError``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "FLOATS",
+    "INDEX",
+    "boolean",
+    "call",
+    "floats",
+    "indices",
+    "integer",
+    "number",
+    "offsets_or_one",
+    "scale_or_default",
+    "tensor",
+]
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+INDEX = (torch.int64,)
+
+
+def tensor(op: str, argument: str, value: object, dtypes: tuple[torch.dtype, ...]) -> None:
+    """Raise TypeError unless `value` is a tensor of one of `dtypes`."""
+    if not isinstance(value, Tensor):
+        raise _type_error(op, argument, "a tensor", type(value).__name__)
+    if value.dtype not in dtypes:
+        expected = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise _type_error(op, argument, expected, str(value.dtype).removeprefix("torch."))
+
+
+def floats(op: str, **tensors: Tensor) -> None:
+    """Raise TypeError unless all `tensors` are float and have the first one's dtype."""
+    dtypes: tuple[torch.dtype, ...] = FLOATS
+    for argument, value in tensors.items():
+        tensor(op, argument, value, dtypes)
+        dtypes = (value.dtype,)
+
+
+def indices(op: str, **tensors: Tensor) -> None:
+    """Raise TypeError unless all `tensors` are int64."""
+    for argument, value in tensors.items():
+        tensor(op, argument, value, INDEX)
+
+
+def integer(op: str, argument: str, value: object) -> None:
+    """Raise TypeError unless `value` is an int (or an int that is being traced)."""
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise _type_error(op, argument, "int", type(value).__name__)
+
+
+def number(op: str, argument: str, value: object) -> None:
+    """Raise TypeError unless `value` is a float or an int."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
+        raise _type_error(op, argument, "float", type(value).__name__)
+
+
+def boolean(op: str, argument: str, value: object) -> None:
+    """Raise TypeError unless `value` is a bool."""
+    if not isinstance(value, bool):
+        raise _type_error(op, argument, "bool", type(value).__name__)
+
+
+def offsets_or_one(op: str, argument: str, flat: Tensor, offsets: Tensor | None) -> Tensor:
+    """The offsets, or where there are none, those of one sequence that has all of `flat`."""
+    if offsets is not None:
+        return offsets
+    tensor(op, argument, flat, FLOATS + INDEX)
+    # A scalar has no size; the operator refuses it by its dimensions.
+    size = flat.shape[0] if flat.dim() else 0
+    return torch.arange(2, dtype=torch.int64, device=flat.device) * size
+
+
+def scale_or_default(op: str, query: Tensor, scale: float | None) -> float:
+    """The scale, or 1 / sqrt(D)."""
+    if scale is not None:
+        number(op, "scale", scale)
+        return scale
+    head_dim = query.shape[-1] if query.dim() else 0
+    return float(head_dim) ** -0.5 if head_dim else 1.0
+
+
+def call(op: str, *arguments: object) -> Any:
+    """Run the operator, and raise what it says about an argument as ValueError."""
+    try:
+        return getattr(torch.ops.lazyllm, op)(*arguments)
+    except RuntimeError as error:
+        sentence = str(error).partition("\n")[0]
+        if not sentence.startswith(f"lazyllm::{op}: ") or "inference only" in sentence:
+            raise
+        raise ValueError(sentence) from None
+
+
+def _type_error(op: str, argument: str, expected: str, got: str) -> TypeError:
+    return TypeError(f"lazyllm::{op}: {argument}: expected {expected}, got {got}")

@@ -1,0 +1,399 @@
+"""Pruning schedules: which layers drop tokens, and how many stay.
+
+A schedule is data. It is written as JSON, as a dict, or with the dataclasses below, is checked
+completely when it is made, and meets a model only in `PruningSchedule.resolve`, which turns depths
+into layers. Every fault is a ValueError of one sentence that says what was got and what was
+expected. docs/schedules.md explains the fields with examples.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from itertools import pairwise
+from typing import Any, TypeGuard
+
+from .schedule_fields import decode, integer, known, number, one_of, shown
+
+_BOUNDARY_FIELDS = ("layer", "depth", "keep", "percentile", "tokens")
+_RULES = ("window", "pool", "protect_first", "max_revive", "min_tokens")
+_SCHEDULE_FIELDS = ("name", "boundaries", *_RULES, "models")
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """A layer in which tokens are dropped: where it is, and how many tokens stay after it.
+
+    Exactly one of `layer` and `depth`, and exactly one of `keep` and `tokens`, is given.
+
+    Args:
+        layer: number of a full-attention layer, counted from 0; not the last one.
+        depth: 0–1; the full-attention layer nearest to round(depth · layers), the later on a tie.
+        keep: 0 < keep ≤ 1, the part of the whole context that stays.
+        tokens: how many tokens stay, at least 1.
+
+    Raises:
+        ValueError: a field is missing, given twice over, of the wrong type or out of range.
+    """
+
+    layer: int | None = None
+    depth: float | None = None
+    keep: float | None = None
+    tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if one_of(vars(self), ("layer", "depth"), "boundary") == "layer":
+            self._set("layer", integer(self.layer, "boundary: layer", 0, "a layer number"))
+        else:
+            depth = number(self.depth, "boundary: depth", "a number between 0 and 1")
+            if not 0 <= depth <= 1:
+                raise ValueError(f"boundary: depth: expected a number between 0 and 1, got {depth}")
+            self._set("depth", depth)
+        if one_of(vars(self), ("keep", "tokens"), "boundary") == "tokens":
+            self._set("tokens", integer(self.tokens, "boundary: tokens", 1, "a number of tokens"))
+        else:
+            expected = "a number above 0 and at most 1"
+            keep = number(self.keep, "boundary: keep", expected)
+            if not 0 < keep <= 1:
+                raise ValueError(f"boundary: keep: expected {expected}, got {shown(self.keep)}")
+            self._set("keep", keep)
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)  # the one way to normalize a frozen dataclass
+
+    @property
+    def place(self) -> str:
+        """The place as it was written, for messages: 'layer 11' or 'depth 0.47'."""
+        return f"depth {self.depth}" if self.layer is None else f"layer {self.layer}"
+
+
+@dataclass(frozen=True)
+class ResolvedSchedule:
+    """A schedule on one model: what the decoder runs by. Lists run over the S boundaries.
+
+    Attributes:
+        layers: layer numbers, strictly ascending, full-attention layers, none of them the last.
+        keeps: part of the context that stays; 1.0 where a budget rules.
+        budgets: tokens that stay; -1 where a keep rules.
+        window: queries whose attention is the importance (w of docs/schedules.md).
+        pool: odd width of the max-pooling over token indices.
+        protect_first: first tokens that are never dropped.
+        max_revive: most revivals per step, sequence and boundary; -1 for no bound.
+        min_tokens: shorter contexts are not pruned.
+    """
+
+    layers: tuple[int, ...] = ()
+    keeps: tuple[float, ...] = ()
+    budgets: tuple[int, ...] = ()
+    window: int = 1
+    pool: int = 1
+    protect_first: int = 0
+    max_revive: int = -1
+    min_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class PruningSchedule:
+    """Where tokens are dropped, how many stay, and by which scores.
+
+    The omitted fields are the LazyLLM paper's (arXiv 2407.14057): the last query alone scores, no
+    pooling, nothing protected, unbounded revival. No boundary at all is the dense model.
+
+    Args:
+        boundaries: in ascending order; keeps and token numbers may not grow.
+        window: last queries of a step whose attention is averaged, at least 1.
+        pool: odd width over which importance is max-pooled, at least 1.
+        protect_first: first tokens of a sequence that are never dropped.
+        max_revive: most dropped tokens that a step computes after all, per sequence and boundary;
+            None for no bound, 0 for none.
+        min_tokens: contexts shorter than this are not pruned.
+        name: for reports.
+        models: schedules for known models, by model id; they replace this one entirely.
+
+    Raises:
+        ValueError: a field of the wrong type or out of range, boundaries out of order or growing.
+    """
+
+    boundaries: tuple[Boundary, ...] = ()
+    window: int = 1
+    pool: int = 1
+    protect_first: int = 0
+    max_revive: int | None = None
+    min_tokens: int = 0
+    name: str | None = None
+    models: Mapping[str, PruningSchedule] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        if self.name is not None and not isinstance(self.name, str):
+            raise ValueError(f"schedule: name: expected a string, got {shown(self.name)}")
+        where = f"schedule {self.name!r}" if self.name else "schedule"
+        if not isinstance(self.boundaries, Iterable) or isinstance(self.boundaries, (str, Mapping)):
+            raise ValueError(f"{where}: boundaries: expected a list, got {shown(self.boundaries)}")
+        object.__setattr__(self, "boundaries", tuple(self.boundaries))
+        for boundary in self.boundaries:
+            if not isinstance(boundary, Boundary):
+                raise ValueError(f"{where}: boundaries: expected Boundary, got {shown(boundary)}")
+        _check_order(self.boundaries, where)
+
+        integer(self.window, f"{where}: window", 1, "a number of queries")
+        if integer(self.pool, f"{where}: pool", 1, "an odd number") % 2 == 0:
+            raise ValueError(f"{where}: pool: expected an odd number, got {self.pool}")
+        integer(self.protect_first, f"{where}: protect_first", 0, "a number of tokens")
+        if self.max_revive is not None:
+            integer(self.max_revive, f"{where}: max_revive", 0, "null or a number of tokens")
+        integer(self.min_tokens, f"{where}: min_tokens", 0, "a number of tokens")
+        _check_models(self.models, where)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> PruningSchedule:
+        """Read a schedule as JSON writes it. Raises ValueError for anything but a right one."""
+        return _parse(data, "schedule")
+
+    @classmethod
+    def from_json(cls, source: str | os.PathLike[str]) -> PruningSchedule:
+        """Read a JSON file, or JSON text (a string that begins with a brace).
+
+        Raises:
+            ValueError: the file cannot be read, is not JSON, or holds no right schedule.
+        """
+        if _is_text(source):
+            return cls.from_dict(decode(source, "schedule"))
+        path = os.fspath(source)
+        try:
+            with open(path, encoding="utf-8") as file:
+                text = file.read()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+            raise ValueError(f"schedule: cannot read {path!r}: {reason}") from error
+        return _parse(decode(text, f"schedule {path!r}"), f"schedule {path!r}")
+
+    @classmethod
+    def load(
+        cls, source: PruningSchedule | Mapping[str, Any] | str | os.PathLike[str]
+    ) -> PruningSchedule:
+        """A schedule from whatever names one: itself, a dict, a shipped name, or a JSON file.
+
+        A shipped name wins over a file of the same name (write `./fast` for the file).
+
+        Raises:
+            ValueError: nothing of that name, or not a right schedule.
+        """
+        if isinstance(source, PruningSchedule):
+            return source
+        if isinstance(source, Mapping):
+            return cls.from_dict(source)
+        if not isinstance(source, (str, os.PathLike)):
+            raise ValueError(
+                "schedule: expected a PruningSchedule, a dict, a shipped name or the path of a "
+                f"JSON file, got {shown(source)}"
+            )
+        names = shipped_schedules()
+        if source in names:
+            folder = resources.files("lazyllm_ext") / "schedules"
+            text = (folder / f"{source}.json").read_text(encoding="utf-8")
+            return cls.from_dict(decode(text, f"schedule {source!r}"))
+        if not _is_text(source) and not os.path.exists(source):
+            raise ValueError(
+                f"schedule: got {os.fspath(source)!r}, expected one of {', '.join(names)}, or the "
+                "path of a JSON file"
+            )
+        return cls.from_json(source)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The schedule as JSON writes it; `from_dict` gives an equal one back."""
+        data: dict[str, Any] = {} if self.name is None else {"name": self.name}
+        data["boundaries"] = [
+            {name: value for name, value in vars(boundary).items() if value is not None}
+            for boundary in self.boundaries
+        ]
+        data.update({name: getattr(self, name) for name in _RULES})
+        if self.models:
+            data["models"] = {key: entry.to_dict() for key, entry in self.models.items()}
+        return data
+
+    def to_json(self) -> str:
+        """The schedule as JSON text."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    def for_model(self, model_id: str | None) -> PruningSchedule:
+        """The entry for a known model, else this schedule itself.
+
+        Args:
+            model_id: a hub id or a folder. An entry's key matches it, or the last part of its path,
+                whatever the case.
+        """
+        if model_id:
+            whole = model_id.replace("\\", "/").rstrip("/").lower()
+            for key, entry in self.models.items():
+                if key.lower() in (whole, whole.rsplit("/", 1)[-1]):
+                    return entry
+        return self
+
+    def resolve(
+        self, full_attention: Sequence[bool], model_id: str | None = None
+    ) -> ResolvedSchedule:
+        """The schedule on a model.
+
+        Two depths that fall on one layer, as they do in a shallow model or in one with few
+        full-attention layers, are one boundary: the later one's, which keeps no more.
+
+        Args:
+            full_attention: for every layer of the model, whether it attends to all tokens.
+            model_id: see `for_model`.
+
+        Raises:
+            ValueError: a boundary past the end, on the last layer or on a sliding-window layer,
+                or layers out of order.
+        """
+        schedule = self.for_model(model_id)
+        where = f"schedule {schedule.name!r}" if schedule.name else "schedule"
+        placed: list[tuple[int, Boundary]] = []
+        for boundary in schedule.boundaries:
+            layer = _layer_of(boundary, full_attention, where)
+            if placed and layer <= placed[-1][0]:
+                before = placed[-1][1]
+                if layer < placed[-1][0] or boundary.depth is None or before.depth is None:
+                    raise ValueError(
+                        f"{where}: expected each boundary after the one before it, got "
+                        f"{boundary.place} (layer {layer}) after {before.place} "
+                        f"(layer {placed[-1][0]})"
+                    )
+                placed.pop()
+            placed.append((layer, boundary))
+        return ResolvedSchedule(
+            layers=tuple(layer for layer, _ in placed),
+            keeps=tuple(1.0 if b.keep is None else b.keep for _, b in placed),
+            budgets=tuple(-1 if b.tokens is None else b.tokens for _, b in placed),
+            window=schedule.window,
+            pool=schedule.pool,
+            protect_first=schedule.protect_first,
+            max_revive=-1 if schedule.max_revive is None else schedule.max_revive,
+            min_tokens=schedule.min_tokens,
+        )
+
+
+def shipped_schedules() -> tuple[str, ...]:
+    """Names of the schedules that the package brings."""
+    folder = resources.files("lazyllm_ext") / "schedules"
+    return tuple(sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".json")))
+
+
+def _is_text(source: str | os.PathLike[str]) -> TypeGuard[str]:
+    """Whether this is JSON itself, and no name of something that holds it."""
+    return isinstance(source, str) and source.lstrip()[:1] in ("{", "[")
+
+
+def _check_order(boundaries: Sequence[Boundary], where: str) -> None:
+    """Places ascend strictly; keeps and budgets never grow. Layers and depths meet in resolve."""
+    for name, rising in (("layer", True), ("depth", True), ("keep", False), ("tokens", False)):
+        written = [getattr(b, name) for b in boundaries if getattr(b, name) is not None]
+        for before, after in pairwise(written):
+            if rising and after <= before:
+                raise ValueError(
+                    f"{where}: expected each {name} above the one before it, "
+                    f"got {after} after {before}"
+                )
+            if not rising and after > before:
+                raise ValueError(
+                    f"{where}: expected {name} never to grow from one boundary to the next, "
+                    f"got {after} after {before}"
+                )
+
+
+def _check_models(models: Any, where: str) -> None:
+    if not isinstance(models, Mapping):
+        raise ValueError(f"{where}: models: expected an object of schedules, got {shown(models)}")
+    for key, entry in models.items():
+        if not isinstance(key, str) or not key or not isinstance(entry, PruningSchedule):
+            raise ValueError(
+                f"{where}: models: expected schedules by model id, got {shown(key)}: {shown(entry)}"
+            )
+        if entry.models:
+            raise ValueError(
+                f"{where}: models[{key!r}]: expected a schedule without models, got one with them"
+            )
+
+
+def _layer_of(boundary: Boundary, full_attention: Sequence[bool], where: str) -> int:
+    """The layer of a boundary: see `Boundary`."""
+    layers = len(full_attention)
+    allowed = [layer for layer in range(layers - 1) if full_attention[layer]]
+    if boundary.depth is not None:
+        if not allowed:
+            raise ValueError(
+                f"{where}: {boundary.place}: expected a model with a full-attention layer before "
+                f"the last layer, got {layers} layers without one"
+            )
+        asked = round(boundary.depth * layers)
+        return min(allowed, key=lambda layer: (abs(layer - asked), -layer))
+    layer = boundary.layer
+    assert layer is not None  # Boundary has exactly one of the two
+    if layer in allowed:
+        return layer
+    if layer >= layers:
+        fault = f"which is past the end of a model of {layers} layers (0 to {layers - 1})"
+    elif layer == layers - 1:
+        fault = f"which is the last of {layers} layers, with nothing after it to save"
+    else:
+        full = ", ".join(map(str, allowed)) or "none"
+        fault = f"which attends within a sliding window (full-attention layers: {full})"
+    raise ValueError(f"{where}: expected a full-attention layer, got {boundary.place}, {fault}")
+
+
+def _parse(data: Any, where: str) -> PruningSchedule:
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{where}: expected a JSON object, got {shown(data)}")
+    known(data, _SCHEDULE_FIELDS, where)
+    fields = dict(data)
+    fields["boundaries"] = _parse_boundaries(fields.get("boundaries", ()), where)
+    models = fields.get("models", {})
+    if isinstance(models, Mapping):
+        fields["models"] = {
+            key: _parse(entry, f"{where}: models[{key!r}]") for key, entry in models.items()
+        }
+    try:
+        return PruningSchedule(**fields)
+    except ValueError as error:
+        own = f"schedule {fields['name']!r}" if fields.get("name") else "schedule"
+        raise ValueError(where + str(error).removeprefix(own)) from error
+
+
+def _parse_boundaries(data: Any, where: str) -> tuple[Boundary, ...]:
+    """Boundaries as JSON writes them; the paper's `percentile` becomes `keep`.
+
+    keep_s = keep_{s-1} · (1 - percentile / 100).
+    """
+    if not isinstance(data, Sequence) or isinstance(data, str):
+        raise ValueError(f"{where}: boundaries: expected a list, got {shown(data)}")
+    boundaries: list[Boundary] = []
+    before: float | None = 1.0  # keep of the boundary before; None after a budget
+    for index, entry in enumerate(data):
+        here = f"{where}: boundaries[{index}]"
+        if not isinstance(entry, Mapping):
+            raise ValueError(f"{here}: expected an object, got {shown(entry)}")
+        known(entry, _BOUNDARY_FIELDS, here)
+        one_of(entry, ("keep", "percentile", "tokens"), here)
+        fields = dict(entry)
+        percentile = fields.pop("percentile", None)
+        if percentile is not None:
+            if before is None:
+                raise ValueError(
+                    f"{here}: percentile: expected a boundary with keep before it, got one with "
+                    "tokens"
+                )
+            expected = "a number of at least 0 and below 100"
+            if not 0 <= number(percentile, f"{here}: percentile", expected) < 100:
+                raise ValueError(
+                    f"{here}: percentile: expected {expected}, got {shown(percentile)}"
+                )
+            # Rounded to what one would write: 0.49, not 0.48999999999999994.
+            fields["keep"] = round(before * (1 - percentile / 100), 12)
+        try:
+            boundaries.append(Boundary(**fields))
+        except ValueError as error:
+            raise ValueError(str(error).replace("boundary", here, 1)) from error
+        before = boundaries[-1].keep
+    return tuple(boundaries)

@@ -1,0 +1,91 @@
+"""`lazyllm-ext info` and the command line as a whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from lazyllm_ext.cli import info
+from lazyllm_ext.schedule import PruningSchedule
+
+from .conftest import Ran
+
+OPERATORS = {
+    "aux_gather", "aux_scatter_", "kv_append_", "lazy_attention", "select_tokens",
+    "token_importance",
+}  # fmt: skip
+
+
+def test_json(run: Callable[..., Ran]):
+    ran = run("info", "--json")
+    assert (ran.status, ran.stderr) == (0, "")
+    data = json.loads(ran.stdout)
+    assert {"lazyllm-ext", "torch", "transformers"} <= data["versions"].keys()
+    assert data["cpu_capability"] in ("scalar", "avx2", "avx512")
+    assert data["kernels"].keys() == OPERATORS
+    for keys in data["kernels"].values():
+        assert {"CPU", "Meta"} <= set(keys)
+        assert ("CUDA" in keys) == bool(data["cuda_architectures"])
+    for name in ("paper", "balanced", "fast", "dense"):
+        assert PruningSchedule.from_dict(data["schedules"][name]) == PruningSchedule.load(name)
+
+
+def test_tables(run: Callable[..., Ran]):
+    ran = run("info")
+    assert ran.status == 0
+    for words in ("transformers", "CPU kernels", "CUDA architectures", "balanced", *OPERATORS):
+        assert words in ran.stdout
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",), ("generate", "--help"), ("info", "--help")])
+def test_help(run: Callable[..., Ran], arguments: tuple[str, ...]):
+    ran = run(*arguments)
+    assert ran.status == (0 if arguments else 2)
+    assert "Usage: lazyllm-ext" in ran.stdout + ran.stderr
+
+
+def test_unknown_command(run: Callable[..., Ran]):
+    ran = run("generale")
+    assert (ran.status, ran.stdout) == (2, "")
+    assert "No such command 'generale'" in ran.stderr
+
+
+def test_interrupt_while_loading(run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch):
+    def interrupt() -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(info, "collect", interrupt)
+    ran = run("info")
+    assert ran == Ran(130, "", "lazyllm-ext: interrupted\n")
+
+
+def in_a_process(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **variables}, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+
+
+def test_help_does_not_wait_for_transformers():
+    done = in_a_process(
+        "import sys; from lazyllm_ext.cli.app import run; run(['generate', '--help'])\n"
+        "assert 'transformers' not in sys.modules"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_unknown_cpu_capability():
+    done = in_a_process(
+        "import sys; sys.argv = ['lazyllm-ext', 'info']; from lazyllm_ext.cli import main; main()",
+        LAZYLLM_CPU_CAPABILITY="mmx",
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "LAZYLLM_CPU_CAPABILITY" in done.stderr
+    assert "mmx" in done.stderr

@@ -1,0 +1,186 @@
+"""The decoder against the oracle: equal tokens, logits and sets at every step."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from helpers import MODELS, boundary_layers, random_ids, shared_model
+from lazyllm_ext.schedule import Boundary, PruningSchedule
+
+from .pair import Pair
+from .plans import Crop, Decode, Plan, Turn, examples, plans
+
+REVIVE = pytest.mark.parametrize("max_revive", [None, 0, 2])
+
+
+def run(plan: Plan) -> None:
+    plan.run(Pair(shared_model(plan.model), plan.schedule, plan.batch))
+
+
+def two_boundaries(model: torch.nn.Module, **rules: object) -> PruningSchedule:
+    """Keep 0.6 and 0.3 in the last layers that take a boundary."""
+    keeps = zip(boundary_layers(model)[-2:], (0.6, 0.3), strict=True)
+    boundaries = tuple(Boundary(layer=layer, keep=keep) for layer, keep in keeps)
+    return PruningSchedule(boundaries, **rules)  # type: ignore[arg-type]
+
+
+@examples()
+@given(plans())
+def test_one_sequence(plan: Plan) -> None:
+    run(plan)
+
+
+@examples()
+@given(plans(batch=st.integers(2, 4)))
+def test_ragged_batch(plan: Plan) -> None:
+    """Each sequence of a batch is what the oracle makes of it alone."""
+    run(plan)
+
+
+@REVIVE
+def test_past_the_capacity_of_tables_and_stores(max_revive: int | None) -> None:
+    model = shared_model("llama")
+    schedule = two_boundaries(model, window=3, pool=3, max_revive=max_revive)
+    run(Plan("llama", schedule, (Turn((60,)), Decode(75)), seed=3))
+
+
+@REVIVE
+@pytest.mark.parametrize("window", [1, 5])
+def test_drafts_that_are_cropped(max_revive: int | None, window: int) -> None:
+    """As assisted decoding does it: logits of all drafted tokens, some of which are taken back."""
+    model = shared_model("qwen3")
+    schedule = two_boundaries(model, window=window, max_revive=max_revive, protect_first=2)
+    rounds = [(Turn((4,), asked=4), Crop((taken_back,))) for taken_back in (0, 3, 1, 4, 2) * 4]
+    actions = (Turn((40,)), *(action for pair in rounds for action in pair), Decode(3))
+    run(Plan("qwen3", schedule, actions, seed=4))
+
+
+@REVIVE
+def test_everything_cropped(max_revive: int | None) -> None:
+    model = shared_model("llama")
+    schedule = two_boundaries(model, max_revive=max_revive)
+    actions = (Turn((12, 20)), Decode(2), Crop((99, 5)), Turn((7, 3)), Decode(3), Crop((99, 99)))
+    run(Plan("llama", schedule, (*actions, Turn((5, 9)), Decode(2)), seed=5))
+
+
+@REVIVE
+def test_shorter_than_min_tokens_after_a_crop(max_revive: int | None) -> None:
+    """Everything is active again, as far as it may be revived."""
+    model = shared_model("llama")
+    schedule = two_boundaries(model, max_revive=max_revive, min_tokens=30)
+    pair = Pair(model, schedule)
+    Plan("llama", schedule, (Turn((40,)), Decode(2), Crop((15,)), Decode(2)), seed=6).run(pair)
+    left = [len(waiting) for waiting in pair.oracles[0].aux[1:]]
+    assert (left == [0, 0]) == (max_revive is None)
+
+
+@REVIVE
+def test_beams(max_revive: int | None) -> None:
+    """Sequences are reordered and repeated between steps, and then part."""
+    model = shared_model("gemma3")
+    pair = Pair(model, two_boundaries(model, window=2, max_revive=max_revive), batch=2)
+    pair.step([random_ids(25, seed=1), random_ids(30, seed=2)])
+    pair.reorder([0, 0, 1, 1])
+    for step, order in enumerate([(0, 1, 2, 3), (1, 1, 3, 2), (0, 0, 2, 2), (3, 2, 1, 0)]):
+        pair.step([[token] for token in random_ids(4, seed=10 + step)])
+        pair.reorder(order)
+    pair.reorder([2, 0])
+    pair.decode(12)
+    pair.compare_stores()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_embeddings_and_logits_to_keep(name: str) -> None:
+    """`step` takes what `embed_tokens` gives, and the last logits do not depend on how many."""
+    model = shared_model(name)
+    pair = Pair(model, PruningSchedule())
+    ids, positions = torch.tensor(random_ids(9, seed=3)), torch.arange(9)
+    with torch.no_grad():
+        hidden = pair.decoder.embed_tokens(ids)
+        three = pair.decoder.step(hidden, positions, [9], pair.state, 3)
+    one = Pair(model, PruningSchedule()).step([ids.tolist()])
+    torch.testing.assert_close(three[-1:], one, atol=1e-5, rtol=0)
+
+
+def test_more_logits_asked_than_there_are_new_tokens() -> None:
+    """method.md's m counts new tokens: asking for more protects no more."""
+    model = shared_model("llama")
+    pair = Pair(model, PruningSchedule((Boundary(layer=1, tokens=1),)))
+    pair.step([random_ids(12, seed=4)])
+    pair.step([[7]], asked=3)
+    assert len(pair.oracles[0].active[1]) == 1
+
+
+@REVIVE
+def test_a_sequence_without_new_tokens(max_revive: int | None) -> None:
+    """It takes no step: nothing of it changes, and nothing revives."""
+    model = shared_model("llama")
+    schedule = two_boundaries(model, max_revive=max_revive)
+    actions = (Turn((20, 9, 14)), Decode(2), Turn((0, 2, 0), asked=2), Turn((0, 1, 3)), Decode(2))
+    run(Plan("llama", schedule, actions, seed=7))
+
+
+class TestNotANumber:
+    """A NaN in one token's score is that token's own affair."""
+
+    @pytest.mark.parametrize("pool", [1, 3])
+    def test_in_a_stored_score(self, pool: int) -> None:
+        """It counts as −inf: its neighbours pool their own scores, and no logit is touched."""
+        model = shared_model("llama")
+        pair = Pair(model, two_boundaries(model, window=4, pool=pool))
+        pair.step([random_ids(24, seed=8)])
+        for s, token in ((1, 5), (2, 5), (1, 13)):
+            pair.state.importance[s - 1][0, token] = torch.nan
+            pair.oracles[0].importance[s][token] = torch.nan
+        for _ in range(3):
+            logits = pair.step([[pair.next_token[0]]])
+            assert logits.isfinite().all()
+            assert pool > 1 or not {5, 13} & set(pair.active(0)[0])
+
+    def test_never_selected_though_there_is_room(self) -> None:
+        """−inf is nobody's score: fewer stay than the schedule would keep."""
+        model = shared_model("llama")
+        pair = Pair(model, two_boundaries(model, window=3))
+        pair.step([random_ids(24, seed=9)])
+        pair.state.importance[0][0, 2:20] = -torch.inf
+        pair.oracles[0].importance[1][2:20] = -torch.inf
+        pair.step([[7]])
+        assert len(pair.active(0)[0]) == 7  # 0, 1 and 20 … 24, of 15 that might stay
+
+    @pytest.mark.parametrize(("window", "pool"), [(1, 1), (4, 1), (4, 3)])
+    def test_in_a_key(self, window: int, pool: int) -> None:
+        """The scores of all other tokens are what they would be without this key.
+
+        Attention itself is softmax over the active keys, in the boundary layer too, so rows that see
+        such a key are NaN; its scores decide no more than about itself.
+        """
+        model = MODELS["llama"]()
+        layer, token = 2, 6
+        pair = Pair(
+            model, PruningSchedule((Boundary(layer=layer, keep=0.5),), window=window, pool=pool)
+        )
+
+        def poison(module: object, args: object, keys: torch.Tensor) -> torch.Tensor:
+            keys = keys.clone()
+            keys[token] = torch.nan
+            return keys
+
+        hook = model.model.layers[layer].self_attn.k_proj.register_forward_hook(poison)
+        pair.step([random_ids(20, seed=8)])
+        hook.remove()
+        for _ in range(3):
+            importance = pair.state.importance[0][0, : pair.oracles[0].n]
+            assert importance.isnan().nonzero().tolist() == [[token]]
+            assert pool > 1 or token not in pair.active(0)[0]
+            pair.step([[9]])
+
+    def test_checked_mode_refuses_it(self) -> None:
+        model = MODELS["llama"]()
+        pair = Pair(model, PruningSchedule())
+        pair.decoder.checked = True
+        model.model.norm.weight[3] = torch.nan
+        with pytest.raises(RuntimeError, match="NaN"):
+            pair.step([random_ids(5, seed=1)])

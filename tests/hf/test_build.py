@@ -1,0 +1,81 @@
+"""The decoder of a model, around its own modules or around scriptable ones."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lazyllm_ext import LazyDecoder
+
+from .tiny import MODELS, keep_all, tiny_model
+
+
+def _logits(decoder: LazyDecoder, ids: Tensor) -> Tensor:
+    rows, counts = ids.reshape(-1), [ids.size(1)] * ids.size(0)
+    positions = torch.arange(ids.size(1)).repeat(ids.size(0))
+    with torch.no_grad():
+        hidden = decoder.embed_tokens(rows)
+        return decoder.step(hidden, positions, counts, decoder.new_state(ids.size(0), hidden))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_for_export(name: str, ids: Tensor) -> None:
+    model = tiny_model(name)
+    with torch.no_grad():
+        expected = model(ids, logits_to_keep=1).logits[:, 0]
+    decoder = LazyDecoder.from_model(model, keep_all(model), export=True)
+    torch.testing.assert_close(_logits(decoder, ids), expected, atol=1e-4, rtol=0)
+    for layer in decoder.layers:
+        torch.jit.script(layer.mlp)
+    torch.jit.script(decoder.embed)
+
+
+@pytest.mark.parametrize("name", ["llama-bias", "gemma3"])
+@pytest.mark.parametrize("export", [False, True])
+def test_parameters_are_shared(name: str, export: bool) -> None:
+    model = tiny_model(name)
+    decoder = LazyDecoder.from_model(model, "dense", export=export)
+    own = {parameter.data_ptr() for parameter in model.parameters()}
+    assert {parameter.data_ptr() for parameter in decoder.parameters()} == own
+
+
+def test_own_modules_are_called() -> None:
+    model = tiny_model("llama")
+    decoder = LazyDecoder.from_model(model, "dense")
+    layer = model.model.layers[1]
+    assert decoder.layers[1].mlp is layer.mlp
+    assert decoder.layers[1].q_proj is layer.self_attn.q_proj
+    assert decoder.embed is model.model.embed_tokens
+    assert decoder.lm_head is model.lm_head
+
+
+def test_windows_and_boundaries() -> None:
+    model = tiny_model("gemma3")
+    decoder = LazyDecoder.from_model(model, keep_all(model))
+    assert [layer.window for layer in decoder.layers] == [7, 0, 7, 0, 0, 7]
+    assert [layer.rope for layer in decoder.layers] == [1, 0, 1, 0, 0, 1]
+    assert decoder.boundary_at == [-1, 0, -1, 1, 2, -1]
+    with pytest.raises(ValueError, match="layer 2, which attends within a sliding window"):
+        LazyDecoder.from_model(model, {"boundaries": [{"layer": 2, "keep": 0.5}]})
+
+
+class _Other(nn.Linear):
+    pass
+
+
+def test_export_refuses_what_it_cannot_script() -> None:
+    for path in ("lm_head", "model.layers.1.self_attn.o_proj", "model.layers.1.mlp.up_proj"):
+        model = tiny_model("llama")
+        owner, _, name = path.rpartition(".")
+        setattr(model.get_submodule(owner), name, _Other(4, 4))
+        with pytest.raises(ValueError, match=f"export: {name}: expected Linear, got _Other"):
+            LazyDecoder.from_model(model, "dense", export=True)
+    model = tiny_model("llama")
+    model.model.layers[0].mlp = nn.Identity()
+    with pytest.raises(ValueError, match="export: mlp: expected LlamaMLP, got Identity"):
+        LazyDecoder.from_model(model, "dense", export=True)
+    model = tiny_model("llama")
+    model.config.hidden_act = "quick_gelu"
+    with pytest.raises(ValueError, match=r"export: activation: expected .* got 'quick_gelu'"):
+        LazyDecoder.from_model(model, "dense", export=True)

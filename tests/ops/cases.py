@@ -1,0 +1,344 @@
+"""The table of cases: every operator is run on every row of it, on every device that there is.
+
+A case builds its operator's arguments, by name and in the schema's order, the same ones each time.
+Rows of stores that no slot names hold NaN, so a kernel that reads them is found out.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import builders
+from .builders import FLOATS, Arguments
+
+INT64 = (torch.int64,)
+INF = float("inf")
+NAN = float("nan")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the table."""
+
+    op: str
+    name: str
+    options: dict[str, Any]
+    smoke: bool  # also run where the whole table would take too long
+    dtypes: tuple[torch.dtype, ...]
+    edit: Callable[[Arguments], None] | None
+
+    @property
+    def id(self) -> str:
+        return f"{self.op}-{self.name}"
+
+    def arguments(self, dtype: torch.dtype, device: str = "cpu") -> Arguments:
+        """Fresh arguments; strides and storage offsets are the same on every device."""
+        generator = torch.Generator().manual_seed(zlib.crc32(self.id.encode()))
+        arguments = builders.BUILDERS[self.op](generator, dtype, **self.options)
+        if self.edit is not None:
+            self.edit(arguments)
+        return {
+            name: move(value, device) if isinstance(value, Tensor) else value
+            for name, value in arguments.items()
+        }
+
+
+def move(tensor: Tensor, device: str) -> Tensor:
+    """The tensor and all of its storage on `device`: views of larger tensors stay such views."""
+    if tensor.device.type == device:
+        return tensor
+    whole = torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage())
+    return whole.to(device).as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+
+
+CASES: list[Case] = []
+HEADS = ((2, 2), (3, 1), (7, 1), (8, 1), (6, 2))  # H, Hkv: groups of 1, 3, 7 and 8
+DIMS = (64, 80, 96, 128, 256)
+# Around the sizes of the blocks that kernels work in.
+SIZES = (2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257)
+
+
+def case(
+    op: str,
+    name: str,
+    *,
+    smoke: bool = False,
+    dtypes: tuple[torch.dtype, ...] = FLOATS,
+    edit: Callable[[Arguments], None] | None = None,
+    **options: Any,
+) -> None:
+    CASES.append(Case(op, name, options, smoke, dtypes, edit))
+
+
+def put(argument: str, place: Any, value: float) -> Callable[[Arguments], None]:
+    """An edit: arguments[argument][place] = value."""
+
+    def edit(arguments: Arguments) -> None:
+        arguments[argument][place] = value
+
+    return edit
+
+
+def put_key(
+    key: int,
+    value: float,
+    store: str = "key_store",
+    head: Any = slice(None),
+    dim: Any = slice(None),
+) -> Callable[[Arguments], None]:
+    """An edit: overwrite what is stored of one key."""
+
+    def edit(arguments: Arguments) -> None:
+        arguments[store][arguments["key_slots"][key], head, dim] = value
+
+    return edit
+
+
+def put_logit(key: Any, value: float) -> Callable[[Arguments], None]:
+    """An edit: every query's logit for these keys becomes `value`, an infinity."""
+
+    def edit(arguments: Arguments) -> None:
+        arguments["query"][..., 0] = 1.0
+        arguments["key_store"][arguments["key_slots"][key], :, 0] = value
+
+    return edit
+
+
+def rising_logits(arguments: Arguments) -> None:
+    """Each key is more important than all before it, so the running maximum never rests."""
+    arguments["query"][..., 0] = 8.0
+    slots = arguments["key_slots"]
+    arguments["key_store"][slots, :, 0] = torch.linspace(-20, 20, slots.numel()).to(
+        arguments["query"].dtype
+    )[:, None]
+
+
+# fmt: off
+# --- token_importance ---------------------------------------------------------------------------
+# rows, keys: numbers of queries and of keys in each sequence; heads: (H, Hkv); dim: D
+
+op = "token_importance"
+for heads in HEADS:
+    for dim in DIMS:
+        case(op, f"heads{heads}_dim{dim}", rows=[1, 5], keys=[33, 129], heads=heads, dim=dim)
+for size in SIZES:
+    case(op, f"size{size}", rows=[size % 7 + 1], keys=[size], heads=(2, 1), dim=64)
+case(op, "one_token", rows=[1], keys=[1], heads=(4, 4), dim=64, smoke=True)
+case(op, "last_query_gqa3", rows=[1], keys=[151], heads=(9, 3), dim=64, smoke=True)
+case(op, "two_sequences_gqa7", rows=[1, 1], keys=[129, 1134], heads=(14, 2), dim=64)
+case(op, "window32_gqa8", rows=[32], keys=[1134], heads=(8, 1), dim=96)
+case(op, "window8_dim80", rows=[8, 8, 8], keys=[129, 8, 151], heads=(2, 2), dim=80, smoke=True)
+case(op, "window33_dim128", rows=[33], keys=[300], heads=(6, 2), dim=128)
+case(op, "dim256_softcap", rows=[32], keys=[151], heads=(4, 1), dim=256, softcap=30.0, smoke=True)
+case(op, "dim1", rows=[3], keys=[17], heads=(1, 1), dim=1)
+case(op, "dim3", rows=[2], keys=[129], heads=(3, 1), dim=3, smoke=True)
+case(op, "dim17", rows=[5], keys=[33], heads=(2, 1), dim=17)
+case(op, "many_keys", rows=[1], keys=[5003], heads=(2, 1), dim=64)
+case(op, "many_keys_window", rows=[32, 1], keys=[4097, 700], heads=(2, 1), dim=64)
+case(op, "many_sequences", rows=[1] * 17, keys=list(range(1, 35, 2)), heads=(4, 2), dim=16)
+case(op, "empty_sequences", rows=[0, 3, 0, 1, 2], keys=[5, 0, 0, 7, 9], heads=(2, 1), dim=8,
+     smoke=True)
+case(op, "no_queries", rows=[0], keys=[5], heads=(2, 1), dim=8)
+case(op, "no_keys", rows=[3], keys=[0], heads=(2, 1), dim=8)
+case(op, "nothing", rows=[0], keys=[0], heads=(2, 1), dim=8)
+case(op, "unused", rows=[5, 9], keys=[40, 151], heads=(4, 2), dim=64, unused_rows=4,
+     unused_keys=21, smoke=True)
+case(op, "all_unused", rows=[0, 0], keys=[0, 0], heads=(2, 1), dim=8, unused_rows=3, unused_keys=5)
+case(op, "early_queries", rows=[4], keys=[600], heads=(4, 2), dim=64, places="first")
+case(op, "unordered_queries", rows=[19], keys=[129], heads=(4, 2), dim=64, places="shuffled")
+case(op, "before_all_keys", rows=[2], keys=[9], heads=(2, 1), dim=8,
+     edit=put("query_index", slice(None), 0), first_key=3)
+case(op, "strided", rows=[3, 2], keys=[50, 61], heads=(6, 2), dim=64, layout="strided", smoke=True)
+case(op, "misaligned", rows=[3, 2], keys=[50, 61], heads=(6, 2), dim=64, layout="misaligned")
+case(op, "equal_keys", rows=[2], keys=[77], heads=(2, 1), dim=64,
+     edit=put("key_store", slice(None), 0.5))
+case(op, "rising_logits", rows=[2], keys=[1134], heads=(2, 1), dim=64, edit=rising_logits)
+case(op, "peaked", rows=[8], keys=[300], heads=(4, 2), dim=64, scale=4.0)
+case(op, "nan_key", rows=[8], keys=[151], heads=(4, 2), dim=64, edit=put_key(20, NAN), smoke=True)
+case(op, "nan_key_one_head", rows=[1], keys=[151], heads=(4, 2), dim=64,
+     edit=put_key(150, NAN, head=1, dim=63))
+case(op, "nan_key_unseen", rows=[2], keys=[151], heads=(4, 2), dim=64, places="first",
+     edit=put_key(150, NAN))
+case(op, "nan_query_head", rows=[3], keys=[151], heads=(4, 2), dim=64,
+     edit=put("query", (1, 2, 5), NAN), smoke=True)
+case(op, "nan_queries", rows=[2], keys=[40], heads=(4, 2), dim=64,
+     edit=put("query", slice(None), NAN))
+case(op, "inf_logit", rows=[2], keys=[151], heads=(4, 2), dim=64, edit=put_logit(77, INF),
+     smoke=True)
+case(op, "minus_inf_logit", rows=[2], keys=[151], heads=(4, 2), dim=64, edit=put_logit(77, -INF),
+     smoke=True)
+case(op, "all_minus_inf", rows=[2], keys=[40], heads=(4, 2), dim=64,
+     edit=put_logit(slice(None), -INF))
+
+# --- select_tokens ------------------------------------------------------------------------------
+# lengths: n; candidates: how many of the n are candidates; scores: see builders.SCORES
+
+op = "select_tokens"
+FLOAT32 = (torch.float32,)
+for size in (*SIZES, 511, 512, 513, 1023, 1024, 1025, 2048, 4099):
+    case(op, f"size{size}", lengths=[size], candidates=[size - size // 4], targets=[size // 3],
+         pool=size % 4 * 2 + 1, scores="ties" if size % 2 else "random", dtypes=FLOAT32)
+case(op, "one_token", lengths=[1], candidates=[1], targets=[1], dtypes=FLOAT32, smoke=True)
+case(op, "all_tokens", lengths=[151], candidates=[151], targets=[30], dtypes=FLOAT32, smoke=True)
+case(op, "pooled", lengths=[1134], candidates=[800], targets=[227], pool=7, protect_first=4,
+     protect_last=32, dtypes=FLOAT32, smoke=True)
+case(op, "pool_wider_than_all", lengths=[5], candidates=[5], targets=[3], pool=31, dtypes=FLOAT32)
+case(op, "long", lengths=[20011], candidates=[15000], targets=[3001], pool=7, dtypes=FLOAT32)
+case(op, "sequences", lengths=[129, 1, 0, 1134, 40], candidates=[100, 1, 0, 500, 0],
+     targets=[12, 1, 3, 499, 5], pool=3, protect_last=1, dtypes=FLOAT32, smoke=True)
+case(op, "many_sequences", lengths=list(range(1, 35)), candidates=list(range(1, 35)),
+     targets=[5] * 34, pool=3, dtypes=FLOAT32)
+case(op, "nothing", lengths=[0], candidates=[0], targets=[0], dtypes=FLOAT32)
+case(op, "target_zero", lengths=[40], candidates=[30], targets=[0], cover=False, dtypes=FLOAT32)
+case(op, "target_zero_takes_one", lengths=[40], candidates=[30], targets=[0], dtypes=FLOAT32)
+case(op, "target_above_all", lengths=[40, 50], candidates=[30, 50], targets=[99, 50],
+     dtypes=FLOAT32)
+case(op, "all_but_one", lengths=[151], candidates=[129], targets=[128], dtypes=FLOAT32)
+case(op, "keep_all", lengths=[40, 151], candidates=[30, 140], targets=[-1, 7], scores="bad",
+     dtypes=FLOAT32, smoke=True)
+case(op, "protected_cover_target", lengths=[60], candidates=[50], targets=[3], protect_first=5,
+     protect_last=9, dtypes=FLOAT32)
+case(op, "protected_beyond_target", lengths=[60], candidates=[50], targets=[3], protect_first=5,
+     protect_last=9, cover=False, scores="ties", dtypes=FLOAT32, smoke=True)
+case(op, "protect_everything", lengths=[20], candidates=[17], targets=[3], protect_first=50,
+     protect_last=50, dtypes=FLOAT32)
+case(op, "unused", lengths=[60, 151], candidates=[50, 70], targets=[20, 30], unused=23,
+     dtypes=FLOAT32, smoke=True)
+case(op, "room", lengths=[60, 151], candidates=[50, 70], targets=[20, 30], room=11, dtypes=FLOAT32)
+case(op, "ties", lengths=[151], candidates=[129], targets=[40], scores="ties", dtypes=FLOAT32,
+     smoke=True)
+case(op, "ties_pooled", lengths=[1134], candidates=[700], targets=[300], scores="ties", pool=5,
+     protect_first=2, dtypes=FLOAT32)
+case(op, "all_equal", lengths=[1134], candidates=[1000], targets=[501], scores="equal",
+     dtypes=FLOAT32)
+case(op, "signed_zeros", lengths=[129], candidates=[129], targets=[50], scores="zeros",
+     dtypes=FLOAT32, smoke=True)
+case(op, "negative", lengths=[129], candidates=[129], targets=[50], scores="negative",
+     dtypes=FLOAT32)
+case(op, "subnormal", lengths=[129], candidates=[129], targets=[50], scores="subnormal",
+     dtypes=FLOAT32)
+case(op, "bad", lengths=[151], candidates=[140], targets=[120], scores="bad", dtypes=FLOAT32,
+     smoke=True)
+case(op, "bad_pooled", lengths=[151], candidates=[140], targets=[130], scores="bad", pool=3,
+     protect_first=3, protect_last=3, dtypes=FLOAT32)
+case(op, "all_nan", lengths=[33], candidates=[20], targets=[9], scores="nan", protect_last=2,
+     dtypes=FLOAT32)
+case(op, "strided", lengths=[40, 50], candidates=[30, 50], targets=[9, 10], layout="strided",
+     pool=3, dtypes=FLOAT32, smoke=True)
+
+# --- aux_gather, aux_scatter_ -------------------------------------------------------------------
+# stored: N; rows: R; shape: what a row is
+
+for op in ("aux_gather", "aux_scatter_"):
+    case(op, "hidden", stored=151, rows=129, shape=(576,), smoke=True)
+    case(op, "one_row", stored=1, rows=1, shape=(64,))
+    case(op, "odd_width", stored=40, rows=17, shape=(5,), smoke=True)
+    case(op, "width1", stored=40, rows=17, shape=(1,))
+    case(op, "heads", stored=40, rows=17, shape=(3, 64))
+    case(op, "vector", stored=1134, rows=300, shape=(), dtypes=(*FLOATS, *INT64))
+    case(op, "int64", stored=40, rows=17, shape=(3,), dtypes=INT64, smoke=True)
+    case(op, "empty_row", stored=40, rows=17, shape=(0,))
+    case(op, "no_rows", stored=40, rows=0, shape=(8,))
+    case(op, "nothing_stored", stored=0, rows=0, shape=(8,))
+    case(op, "unused", stored=40, rows=29, unused=12, shape=(64,), smoke=True)
+    case(op, "all_unused", stored=0, rows=5, unused=5, shape=(64,))
+    case(op, "strided", stored=40, rows=17, shape=(64,), layout="strided", smoke=True)
+    case(op, "misaligned", stored=40, rows=17, unused=3, shape=(7,), layout="misaligned")
+    for width in (2, 3, 4, 8, 12, 16, 31, 32, 33):
+        case(op, f"width{width}", stored=9, rows=7, unused=2, shape=(width,))
+    case(op, "large", stored=1134, rows=1001, shape=(2048,), dtypes=(torch.bfloat16,))
+case("aux_gather", "repeated", stored=3, rows=129, shape=(64,), repeated=True)
+
+# --- kv_append_ ---------------------------------------------------------------------------------
+# stored: slots; tokens: T
+
+op = "kv_append_"
+case(op, "prefill", stored=1200, tokens=1134, kv_heads=3, dim=64, smoke=True)
+case(op, "one_token", stored=151, tokens=1, kv_heads=2, dim=64)
+case(op, "dim80", stored=151, tokens=129, kv_heads=7, dim=80)
+case(op, "dim96", stored=40, tokens=17, kv_heads=1, dim=96)
+case(op, "dim128", stored=40, tokens=17, kv_heads=8, dim=128)
+case(op, "dim256", stored=40, tokens=17, kv_heads=1, dim=256)
+case(op, "dim5", stored=40, tokens=17, kv_heads=3, dim=5, smoke=True)
+case(op, "dim1", stored=40, tokens=17, kv_heads=1, dim=1)
+case(op, "no_tokens", stored=40, tokens=0, kv_heads=1, dim=8)
+case(op, "nothing_stored", stored=0, tokens=0, kv_heads=1, dim=8)
+case(op, "unused", stored=40, tokens=29, unused=12, kv_heads=2, dim=64, smoke=True)
+case(op, "strided", stored=40, tokens=29, kv_heads=3, dim=64, layout="strided", smoke=True)
+case(op, "misaligned", stored=40, tokens=29, unused=3, kv_heads=3, dim=64, layout="misaligned")
+
+# --- lazy_attention -----------------------------------------------------------------------------
+
+op = "lazy_attention"
+for heads in HEADS:
+    for dim in DIMS:
+        case(op, f"heads{heads}_dim{dim}", rows=[1, 18], keys=[33, 129], heads=heads, dim=dim,
+             places="spread")
+for size in SIZES:
+    case(op, f"size{size}", rows=[size], keys=[size], heads=(2, 1), dim=64)
+    case(op, f"rows{size}", rows=[size], keys=[40], heads=(2, 1), dim=16, places="anywhere", gaps=9)
+case(op, "one_token", rows=[1], keys=[1], heads=(4, 4), dim=64, smoke=True)
+case(op, "decode_gqa3", rows=[1], keys=[151], heads=(9, 3), dim=64, smoke=True)
+case(op, "decode_gqa7", rows=[1, 1], keys=[129, 1134], heads=(14, 2), dim=64)
+case(op, "revival_gqa8", rows=[5], keys=[1134], heads=(8, 1), dim=96, places="spread")
+case(op, "rows129_gqa8", rows=[129], keys=[151], heads=(8, 1), dim=96, places="spread", smoke=True)
+case(op, "rows151_dim80", rows=[151], keys=[600], heads=(2, 2), dim=80)
+case(op, "dim128_gqa3", rows=[7, 40], keys=[300, 129], heads=(6, 2), dim=128)
+case(op, "dim256_gemma", rows=[33], keys=[151], heads=(4, 1), dim=256, window=40, softcap=30.0,
+     smoke=True)
+case(op, "dim1", rows=[3], keys=[17], heads=(1, 1), dim=1)
+case(op, "dim3", rows=[20], keys=[129], heads=(3, 1), dim=3, smoke=True)
+case(op, "dim17", rows=[5], keys=[33], heads=(2, 1), dim=17)
+case(op, "prefill", rows=[1134], keys=[1134], heads=(2, 1), dim=64)
+case(op, "many_keys", rows=[2], keys=[5003], heads=(2, 1), dim=64)
+case(op, "many_keys_many_rows", rows=[70, 1], keys=[3001, 2500], heads=(2, 1), dim=64)
+case(op, "many_sequences", rows=[1] * 17, keys=list(range(1, 35, 2)), heads=(4, 2), dim=16)
+case(op, "empty_sequences", rows=[0, 3, 0, 1, 20], keys=[5, 0, 0, 7, 29], heads=(2, 1), dim=8,
+     smoke=True)
+case(op, "no_rows", rows=[0], keys=[5], heads=(2, 1), dim=8)
+case(op, "no_keys", rows=[3], keys=[0], heads=(2, 1), dim=8)
+case(op, "nothing", rows=[0], keys=[0], heads=(2, 1), dim=8)
+case(op, "unused", rows=[5, 40], keys=[40, 151], heads=(4, 2), dim=64, unused_rows=9,
+     unused_keys=21, places="spread", smoke=True)
+case(op, "all_unused", rows=[0, 0], keys=[0, 0], heads=(2, 1), dim=8, unused_rows=3, unused_keys=5)
+case(op, "unordered", rows=[61, 7], keys=[129, 300], heads=(4, 2), dim=64, places="shuffled",
+     smoke=True)
+case(op, "unordered_window", rows=[61], keys=[300], heads=(4, 2), dim=64, places="shuffled",
+     window=33)
+case(op, "first_rows", rows=[40], keys=[600], heads=(4, 2), dim=64, places="first")
+case(op, "before_all_keys", rows=[3], keys=[9], heads=(2, 1), dim=8,
+     edit=put("query_index", slice(None, 2), 0), first_key=3)
+case(op, "window1", rows=[40], keys=[129], heads=(4, 2), dim=64, window=1)
+case(op, "window_between_keys", rows=[40], keys=[40], heads=(4, 2), dim=64, window=2, gaps=9,
+     places="anywhere", smoke=True)
+case(op, "window_beyond_all", rows=[40], keys=[129], heads=(4, 2), dim=64, window=10**6)
+case(op, "window512", rows=[130, 1], keys=[1134, 900], heads=(2, 1), dim=64, window=512)
+case(op, "softcap", rows=[9], keys=[151], heads=(4, 2), dim=64, softcap=5.0, scale=1.0)
+case(op, "strided", rows=[3, 20], keys=[50, 61], heads=(6, 2), dim=64, layout="strided", smoke=True)
+case(op, "misaligned", rows=[3, 20], keys=[50, 61], heads=(6, 2), dim=64, layout="misaligned")
+case(op, "equal_keys", rows=[2], keys=[77], heads=(2, 1), dim=64,
+     edit=put("key_store", slice(None), 0.5))
+case(op, "rising_logits", rows=[2, 40], keys=[500, 1134], heads=(2, 1), dim=64, edit=rising_logits)
+case(op, "peaked", rows=[20], keys=[300], heads=(4, 2), dim=64, scale=4.0)
+case(op, "nan_key", rows=[40], keys=[151], heads=(4, 2), dim=64, places="spread",
+     edit=put_key(100, NAN), smoke=True)
+case(op, "nan_value", rows=[40], keys=[151], heads=(4, 2), dim=64, places="spread",
+     edit=put_key(100, NAN, "value_store", dim=3), smoke=True)
+case(op, "nan_behind_window", rows=[20], keys=[151], heads=(4, 2), dim=64, window=16,
+     edit=put_key(100, NAN, "value_store"))
+case(op, "nan_query", rows=[9], keys=[151], heads=(4, 2), dim=64,
+     edit=put("query", (4, 2, 5), NAN))
+case(op, "inf_value", rows=[9], keys=[151], heads=(4, 2), dim=64, places="spread",
+     edit=put_key(77, INF, "value_store", dim=0))
+case(op, "inf_logit", rows=[40], keys=[151], heads=(4, 2), dim=64, places="spread",
+     edit=put_logit(77, INF))
+case(op, "minus_inf_logit", rows=[9], keys=[151], heads=(4, 2), dim=64, edit=put_logit(77, -INF),
+     smoke=True)
+case(op, "all_minus_inf", rows=[9], keys=[40], heads=(4, 2), dim=64,
+     edit=put_logit(slice(None), -INF))

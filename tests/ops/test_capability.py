@@ -1,0 +1,79 @@
+"""The CPU kernels of every instruction set there is, and the variable that forces one."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lazyllm_ext.ops
+from lazyllm_ext import _C
+
+FOLDER = Path(__file__).parent
+NEEDS = {
+    "scalar": set(),
+    "avx2": {"avx2", "fma", "f16c"},
+    "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
+}
+CALL = """
+import torch, lazyllm_ext.ops as ops
+one = torch.tensor([0])
+store = torch.ones(1, 1, 8)
+try:
+    ops.lazy_attention(store, one, None, store, store, one, one, None)
+except (RuntimeError, ValueError) as error:
+    print(error)
+"""
+
+
+def _available(capability: str) -> bool:
+    cpuinfo = Path("/proc/cpuinfo")
+    if platform.machine() not in ("x86_64", "AMD64") or not cpuinfo.exists():
+        return capability == "scalar"
+    return NEEDS[capability] <= set(
+        cpuinfo.read_text().partition("flags")[2].split("\n")[0].split()
+    )
+
+
+def _run(capability: str, *arguments: str) -> str:
+    package = Path(lazyllm_ext.ops.__file__).parents[2]  # the one under test, wherever it came from
+    result = subprocess.run(
+        [sys.executable, *arguments],
+        env={**os.environ, "LAZYLLM_CPU_CAPABILITY": capability, "PYTHONPATH": str(package)},
+        cwd=FOLDER,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+# The one in use runs the whole table anyway.
+OTHERS = [name for name in NEEDS if _available(name) and name != _C.cpu_capability()]
+
+
+@pytest.mark.parametrize("capability", OTHERS)
+def test_cases_of_each_capability(capability: str) -> None:
+    tests = "test_equals_reference or test_a_sequence_alone"
+    _run(
+        capability, "-m", "pytest", "-q", "-m", "smoke and not gpu", "-k", tests,
+        "-p", "no:cacheprovider", "test_ops.py",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "capability", [*(name for name in NEEDS if not _available(name)), "sse9", ""]
+)
+def test_refuses_a_capability(capability: str) -> None:
+    said = _run(capability, "-c", CALL)
+    if capability == "":  # set to nothing is not set
+        assert said == ""
+        return
+    assert "LAZYLLM_CPU_CAPABILITY" in said
+    assert capability in said

@@ -1,0 +1,78 @@
+"""The references against PyTorch's own operations, in cases simple enough to have them."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+from lazyllm_ext.ops import reference
+
+
+def _generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def _one_sequence(rows: int, heads: int, kv_heads: int, dim: int) -> list[torch.Tensor]:
+    generator = _generator()
+    return [
+        torch.randn((rows, count, dim), generator=generator, dtype=torch.float64)
+        for count in (heads, kv_heads, kv_heads)
+    ]
+
+
+def test_attention_is_scaled_dot_product_attention() -> None:
+    query, key, value = _one_sequence(23, 6, 2, 8)
+    index, offsets = torch.arange(23), torch.tensor([0, 23])
+    got = reference.lazy_attention(
+        query, index, offsets, key, value, index, index, offsets, 0.4, 0, 0.0
+    )
+    expected = functional.scaled_dot_product_attention(
+        query.transpose(0, 1),
+        key.repeat_interleave(3, dim=1).transpose(0, 1),
+        value.repeat_interleave(3, dim=1).transpose(0, 1),
+        is_causal=True,
+        scale=0.4,
+    )
+    torch.testing.assert_close(got, expected.transpose(0, 1))
+
+
+def test_attention_window_is_the_last_tokens() -> None:
+    query, key, value = _one_sequence(23, 6, 2, 8)
+    index, offsets = torch.arange(23), torch.tensor([0, 23])
+    got = reference.lazy_attention(
+        query, index, offsets, key, value, index, index, offsets, 0.4, 5, 0.0
+    )
+    last = torch.arange(18, 23)
+    expected = reference.lazy_attention(
+        query[22:], index[22:], torch.tensor([0, 1]), key, value, last, last,
+        torch.tensor([0, 5]), 0.4, 0, 0.0,
+    )  # fmt: skip
+    torch.testing.assert_close(got[22:], expected)
+
+
+def test_importance_is_mean_softmax_over_heads() -> None:
+    query, key, _ = _one_sequence(23, 6, 2, 8)
+    got = reference.token_importance(
+        query[-2:], torch.tensor([21, 22]), torch.tensor([0, 2]), key, torch.arange(23),
+        torch.arange(23), torch.tensor([0, 23]), 0.4, 3.0,
+    )  # fmt: skip
+    expected = torch.zeros(23, dtype=torch.float64)
+    for place in (21, 22):
+        for head in range(6):
+            logits = key[: place + 1, head // 3] @ query[place, head] * 0.4
+            expected[: place + 1] += torch.softmax(3.0 * torch.tanh(logits / 3.0), dim=0) / 6
+    torch.testing.assert_close(got, expected)
+
+
+def test_selection_is_topk_of_max_pool() -> None:
+    importance = torch.rand((1, 200), generator=_generator())
+    tokens = torch.arange(200)
+    index, selected = reference.select_tokens(
+        importance, torch.tensor([200]), tokens, torch.tensor([0, 200]), torch.tensor([40]),
+        torch.tensor([0, 50]), 50, 5, 0, 0, True,
+    )  # fmt: skip
+    pooled = functional.max_pool1d(importance, 5, stride=1, padding=2)[0]
+    # Pooling makes ties, and a stable sort keeps them in the order of their index.
+    expected = pooled.sort(descending=True, stable=True).indices[:40].sort().values
+    assert index.tolist() == expected.tolist() + [-1] * 10
+    assert selected.tolist() == [40]
