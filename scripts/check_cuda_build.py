@@ -60,13 +60,15 @@ class Kernel:
         return found
 
 
-def find_nvcc() -> Path | None:
-    """nvcc on PATH, in CUDA_HOME or in /usr/local/cuda."""
-    on_path = shutil.which("nvcc")
-    homes = [Path(home) for home in (os.environ.get("CUDA_HOME"), "/usr/local/cuda") if home]
-    places = [Path(on_path)] if on_path else []
-    places += [home / "bin" / "nvcc" for home in homes]
-    return next((place for place in places if place.exists()), None)
+def find_cuda() -> Path | None:
+    """The CUDA toolkit: CUDA_HOME, the one of nvcc on PATH, or /usr/local/cuda."""
+    nvcc = shutil.which("nvcc")
+    on_path = Path(nvcc).resolve().parents[1] if nvcc else None
+    homes = [home and Path(home) for home in (os.environ.get("CUDA_HOME"), on_path)]
+    homes.append(Path("/usr/local/cuda"))
+    # nvcc on PATH may be a script that starts another: then its folder is no toolkit.
+    parts = ("bin/nvcc", "include/cuda_runtime.h")
+    return next((h for h in homes if h and all((h / part).exists() for part in parts)), None)
 
 
 def run(*command: str | Path, **environment: str) -> str:
@@ -80,12 +82,12 @@ def run(*command: str | Path, **environment: str) -> str:
     return done.stdout
 
 
-def build_library(folder: Path) -> Path:
+def build_library(cuda: Path, folder: Path) -> Path:
     """The operator library with its CUDA kernels, built as pip builds it, into `folder`."""
     temporary, library = folder / "temporary", folder / "library"
     run(
         sys.executable, "setup.py", "--quiet", "build_ext",
-        "--build-temp", temporary, "--build-lib", library, FORCE_CUDA="1",
+        "--build-temp", temporary, "--build-lib", library, FORCE_CUDA="1", CUDA_HOME=str(cuda),
     )  # fmt: skip
     return library / "lazyllm_ext" / "_ops.so"
 
@@ -120,9 +122,10 @@ def readable(names: list[str]) -> list[str]:
     return [re.sub(r"^void |lazyllm::cuda::|\(.*\)$", "", line) for line in lines]
 
 
-def compile_kernels(nvcc: Path, source: Path, architecture: str, folder: Path) -> list[Kernel]:
+def compile_kernels(cuda: Path, source: Path, architecture: str, folder: Path) -> list[Kernel]:
     """The kernels of one source file. PTX first, then the machine's code from it."""
     ptx = folder / f"{source.stem}.{architecture}.ptx"
+    nvcc = cuda / "bin" / "nvcc"
     includes = [f"-I{path}" for path in cpp_extension.include_paths()]
     run(
         nvcc, "-ptx", "-O3", "-std=c++20", f"-arch=compute_{architecture}", *includes,
@@ -130,7 +133,7 @@ def compile_kernels(nvcc: Path, source: Path, architecture: str, folder: Path) -
         source, "-o", ptx,
     )  # fmt: skip
     report = run(
-        nvcc.with_name("ptxas"), "-v", "-O3", f"-arch=sm_{architecture}", ptx,
+        nvcc, "-cubin", "-Xptxas=-v", f"-arch=sm_{architecture}", ptx,
         "-o", ptx.with_suffix(".cubin"),
     )  # fmt: skip
     text = ptx_by_kernel(ptx.read_text())
@@ -156,21 +159,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--library", type=Path, help="an operator library; built if not given")
     arguments = parser.parse_args()
-    nvcc = find_nvcc()
-    if nvcc is None:
+    cuda = find_cuda()
+    if cuda is None:
         print("there is no nvcc on PATH, in CUDA_HOME or in /usr/local/cuda: nothing to check")
         return 0
     faults: list[str] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        library = arguments.library or build_library(folder)
+        library = arguments.library or build_library(cuda, folder)
         faults += registration_faults(library)
         print(f"{library}: {len(OPERATORS)} operators, torch {torch.__version__}")
         print(f"{'kernel':<58} {'arch':>5} {'regs':>5} {'spill':>6} {'stack':>6} {'shared':>7}")
         seen: set[str] = set()
         for source in sorted(ROOT.glob("csrc/**/*_cuda.cu")):
             for architecture in ARCHITECTURES:
-                for kernel in compile_kernels(nvcc, source, architecture, folder):
+                for kernel in compile_kernels(cuda, source, architecture, folder):
                     seen.add(kernel.name)
                     print(
                         f"{kernel.name:<58} {'sm_' + architecture:>5} {kernel.registers:>5} "
@@ -178,13 +181,10 @@ def main() -> int:
                         f"{kernel.shared_bytes:>7}"
                     )
                     faults += [
-                        f"{kernel.name} for sm_{architecture}: {fault}"
-                        for fault in kernel.faults()
+                        f"{kernel.name} for sm_{architecture}: {fault}" for fault in kernel.faults()
                     ]
     faults += [
-        f"no kernel is called {part}"
-        for part in REQUIRED
-        if not any(part in name for name in seen)
+        f"no kernel is called {part}" for part in REQUIRED if not any(part in name for name in seen)
     ]
     for fault in faults:
         print(f"error: {fault}", file=sys.stderr)

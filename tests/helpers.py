@@ -51,7 +51,7 @@ def tiny_mistral(**overrides: Any) -> nn.Module:
 
 
 def tiny_qwen2(**overrides: Any) -> nn.Module:
-    """Biased projections, tied embeddings, groups of 3 heads of 8, a sliding window in layers 3 and 4."""
+    """Biased projections, tied embeddings, groups of 3 heads of 8; layers 3 and 4 slide."""
     own = {
         "num_attention_heads": 6,
         "tie_word_embeddings": True,

@@ -1,8 +1,8 @@
 """The method written down slowly: LazyLLM on one sequence, in plain PyTorch (arXiv 2407.14057).
 
-One rule serves the prompt, a decoded token and the next turn of a chat. Sets are Python sets of token
-indices (a token's place in its sequence), what is stored is in dicts by token index, and the model's
-own modules compute. Nothing here is shared with the package's state, decoder or operators.
+One rule serves the prompt, a decoded token and the next turn of a chat. Sets are Python sets of
+token indices (a token's place in its sequence), what is stored is in dicts by token index, and the
+model's own modules compute. Nothing here is shared with the package's state, decoder or operators.
 
 Words: `n` tokens so far, T of them new in this step, boundaries s = 1 … S in layers p_1 < … < p_S;
 A_s the tokens that this step uses after boundary s, C_s those that have passed it in any step,
@@ -88,7 +88,7 @@ class Block:
         return torch.einsum("hn,nhd->hd", probabilities.to(values.dtype), values)
 
     def finish(self, hidden: Tensor, attended: Tensor) -> Tensor:
-        """Residual rows [R, hidden], attended [R, heads, head_dim] -> the layer's output [R, hidden]."""
+        """Residual rows [R, hidden], attended [R, heads, head_dim] -> the output [R, hidden]."""
         projected = self.attention.o_proj(attended.reshape(len(hidden), -1))
         hidden = hidden + self.attention_out_norm(projected)
         return hidden + self.mlp_out_norm(self.mlp(self.mlp_norm(hidden)))
@@ -99,8 +99,8 @@ class Oracle:
 
     Args:
         model: a transformers causal language model of a supported family.
-        schedule: anything with the fields of a resolved schedule: layers, keeps, budgets (-1: none),
-            window, pool, protect_first, max_revive (-1: unbounded), min_tokens.
+        schedule: anything with the fields of a resolved schedule: layers, keeps, budgets (-1:
+            none), window, pool, protect_first, max_revive (-1: unbounded), min_tokens.
 
     Attributes, lists by s (place 0 stands for no boundary):
         active: A_0 … A_S of the last step, ascending.
@@ -112,8 +112,8 @@ class Oracle:
         pooled: for s ≥ 1, token of A_{s-1} -> pooled score in the last step.
         margin: for s ≥ 1, relative difference of the scores at the cut; inf where nothing was cut.
         stored: for each layer, token -> (key, value), [key heads, head_dim] each.
-        rows_stored, rows_computed: for each layer, of how many rows keys and values were computed, and
-            how many were run to its end, since the start.
+        rows_stored, rows_computed: for each layer, of how many rows keys and values were computed,
+            and how many were run to its end, since the start.
     """
 
     def __init__(self, model: Any, schedule: Any):
@@ -154,7 +154,7 @@ class Oracle:
             ids: of the new tokens; or
             embeddings: [T, hidden] of them.
             positions: for the rotary embedding; one after the other by default.
-            logits_to_keep: m. At most T: method.md counts *new* tokens whose logits are asked.
+            logits_to_keep: m; more than T means T, since only new tokens have logits.
             follow: A_1 … A_S as another implementation chose them. They are adopted where rounding
                 decides, and nowhere else: compare them with `active` afterwards.
         """
@@ -267,8 +267,8 @@ class Oracle:
     def _bound_revivals(self, s: int, chosen: set[int]) -> set[int]:
         """Rule 4: at most R of those that wait come back, the best ranked; the others leave A_s.
 
-        This holds below `min_tokens` too: R = 0 never computes a dropped token again. (Tokens can be
-        waiting there only after a crop.)
+        This holds below `min_tokens` too: R = 0 never computes a dropped token again. (Tokens can
+        be waiting there only after a crop.)
         """
         bound = self.schedule.max_revive
         if bound < 0:
@@ -298,7 +298,7 @@ class Oracle:
     def _rest_of_layer(
         self, number: int, block: Block, rows: dict[int, Tensor], active: list[int]
     ) -> dict[int, Tensor]:
-        """Rule 6: attention over `active`, output projection and MLP, for the rows that are left."""
+        """Rule 6: attention over `active`, output projection and MLP, for the rows left."""
         hidden = _stacked(rows.values())
         queries = block.queries(block.input_norm(hidden), self._positions(rows))
         attended = []

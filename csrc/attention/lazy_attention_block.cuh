@@ -14,12 +14,12 @@ constexpr int kAttentionThreads = 128;
 /// What the launcher adds to the operator's own parameters.
 struct AttentionLaunch {
   LazyAttentionParams op;
-  int group;         // query heads that share a key head
-  int window;        // INT32_MAX: none
-  int num_splits;    // parts of the keys, each worked on by a block of its own
-  bool vectorized;   // every row of query, key and value can be read in packs of 16 bytes
-  float* partial;    // [num_splits, R, H, D] if num_splits > 1: each part's unscaled result
-  float2* stats;     // [num_splits, R, H]: its largest logit, in units of log 2, and its sum
+  int group;        // query heads that share a key head
+  int window;       // INT32_MAX: none
+  int num_splits;   // parts of the keys, each worked on by a block of its own
+  bool vectorized;  // every row of query, key and value can be read in packs of 16 bytes
+  float* partial;   // [num_splits, R, H, D] if num_splits > 1: each part's unscaled result
+  float2* stats;    // [num_splits, R, H]: its largest logit, in units of log 2, and its sum
 };
 
 /// The keys of one tile. An unused entry has slot -1 and index kNoKey.
@@ -60,8 +60,8 @@ __device__ __forceinline__ AttentionWork find_work(const AttentionLaunch& launch
   const LazyAttentionParams& op = launch.op;
   AttentionWork work;
   work.kv_head = blockIdx.y;
-  work.pairs = pair_block(op.query.offsets, op.query.batch, {0, op.query.rows}, launch.group, kPairs,
-                          blockIdx.x);
+  work.pairs = pair_block(op.query.offsets, op.query.batch, {0, op.query.rows}, launch.group,
+                          kPairs, blockIdx.x);
   for (int pair = threadIdx.x; pair < kPairs; pair += kAttentionThreads) {
     query_index[pair] = pair < work.pairs.count
                             ? narrow_index(op.query.index[work.pairs.row(pair, launch.group)])
@@ -75,10 +75,11 @@ __device__ __forceinline__ AttentionWork find_work(const AttentionLaunch& launch
   const int warp = threadIdx.x / kWarpSize;
   if (warp == 0) {
     const int64_t out_of_window = static_cast<int64_t>(bounds.x) - launch.window;
-    const int64_t begin = out_of_window < 0 ? keys.begin
-                                            : narrow_crossing(op.key.slots, op.key.index,
-                                                              op.key.num_slots, keys, out_of_window + 1)
-                                                  .begin;
+    const int64_t begin =
+        out_of_window < 0
+            ? keys.begin
+            : narrow_crossing(op.key.slots, op.key.index, op.key.num_slots, keys, out_of_window + 1)
+                  .begin;
     if (threadIdx.x == 0) visible[0] = begin;
   } else if (warp == 1) {
     const int64_t past_highest = static_cast<int64_t>(bounds.y) + 1;
@@ -285,8 +286,8 @@ __device__ __forceinline__ RowResult finish_pair(const AttentionLaunch& launch,
                                                  const AttentionWork& work, int pair,
                                                  int query_index, RowState state, bool leader) {
   const LazyAttentionParams& op = launch.op;
-  const int64_t head = static_cast<int64_t>(work.kv_head) * launch.group +
-                       (work.pairs.begin + pair) % launch.group;
+  const int64_t head =
+      static_cast<int64_t>(work.kv_head) * launch.group + (work.pairs.begin + pair) % launch.group;
   const bool seen = state.seen && query_index >= 0;
   int64_t place = work.pairs.row(pair, launch.group) * op.query.num_heads + head;  // in [R, H]
   if (launch.num_splits == 1) {

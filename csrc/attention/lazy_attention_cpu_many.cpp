@@ -10,8 +10,8 @@ namespace {
 
 // Second-level cache for the queries and the output of a task's rows, and for a packed block of keys
 // and values, in floats: together half a megabyte, the least that processors with AVX2 have.
-constexpr int64_t kRowsFloats = 32 * 1024;
-constexpr int64_t kBlockFloats = 48 * 1024;
+constexpr int64_t kRowsFloats = 48 * 1024;
+constexpr int64_t kBlockFloats = 24 * 1024;
 constexpr int64_t kMostLanes = 384;
 // Floats of packed keys and values at once, unless a single kv head needs more.
 constexpr int64_t kPackedFloats = 4 * 1024 * 1024;

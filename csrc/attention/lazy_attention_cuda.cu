@@ -78,10 +78,10 @@ void launch_dim(const Launcher& launcher, const AttentionLaunch& launch, const T
 template <typename T>
 void launch_type(const Launcher& launcher, AttentionLaunch launch, const Tensor& query) {
   const LazyAttentionParams& op = launch.op;
-  launch.vectorized = cuda::in_packs<T>(
-      op.query.head_dim, {op.query.data, op.key.data, op.value},
-      {op.query.row_stride, op.query.head_stride, op.key.slot_stride, op.key.head_stride,
-       op.value_slot_stride, op.value_head_stride});
+  launch.vectorized =
+      cuda::in_packs<T>(op.query.head_dim, {op.query.data, op.key.data, op.value},
+                        {op.query.row_stride, op.query.head_stride, op.key.slot_stride,
+                         op.key.head_stride, op.value_slot_stride, op.value_head_stride});
   if (op.query.head_dim <= 64) {
     launch_dim<T, 64>(launcher, launch, query);
   } else if (op.query.head_dim <= 96) {

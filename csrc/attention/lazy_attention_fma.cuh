@@ -36,7 +36,7 @@ __device__ __forceinline__ void fma_logits(FmaTile<kDim, kKeys>& tile, const flo
 #pragma unroll
     for (int j = 0; j < kKeys / kFmaColumns; ++j) {
       const float4 key = read_four(keys + (x + kFmaColumns * j) * kStride + column);
-      float(&logits)[2][kKeys / kFmaColumns] = tile.logits;
+      float (&logits)[2][kKeys / kFmaColumns] = tile.logits;
       logits[0][j] = fmaf(first.x, key.x, logits[0][j]);
       logits[0][j] = fmaf(first.y, key.y, logits[0][j]);
       logits[0][j] = fmaf(first.z, key.z, logits[0][j]);
@@ -68,8 +68,8 @@ __device__ __forceinline__ void fma_softmax(FmaTile<kDim, kKeys>& tile, RowState
 #pragma unroll
     for (int j = 0; j < kKeys / kFmaColumns; ++j) {
       const float logit = cap_logit(tile.logits[r][j] * scale, softcap) * kLog2E;
-      seen[j] = !masked ||
-                is_visible(key_index[x + kFmaColumns * j], query_index[r], launch.window);
+      seen[j] =
+          !masked || is_visible(key_index[x + kFmaColumns * j], query_index[r], launch.window);
       tile.logits[r][j] = seen[j] ? logit : -kInfinity;
       state[r].seen = state[r].seen || seen[j];
       maximum = fmaxf(maximum, tile.logits[r][j]);

@@ -50,8 +50,8 @@ __device__ __forceinline__ void mma_values(MmaTile<kDim, kKeys>& tile, const T* 
   const T* value_row = values + lane % 16 * kStride + lane / 16 * 8;
 #pragma unroll
   for (int key = 0; key < kKeys; key += 16) {
-    const float(&low)[4] = tile.logits[key / 8];
-    const float(&high)[4] = tile.logits[key / 8 + 1];
+    const float (&low)[4] = tile.logits[key / 8];
+    const float (&high)[4] = tile.logits[key / 8 + 1];
     const uint32_t a[4] = {pack_pair(low[0], low[1], T()), pack_pair(low[2], low[3], T()),
                            pack_pair(high[0], high[1], T()), pack_pair(high[2], high[3], T())};
 #pragma unroll
@@ -78,8 +78,8 @@ __device__ __forceinline__ bool any_not_finite(const T* values) {
   constexpr int kPacks = kDim / kPack<T>;
   uint32_t carries = 0;
   for (int i = threadIdx.x % kWarpSize; i < kKeys * kPacks; i += kWarpSize) {
-    const uint4 pack = *reinterpret_cast<const uint4*>(
-        values + i / kPacks * kTileStride<T, kDim> + i % kPacks * kPack<T>);
+    const uint4 pack = *reinterpret_cast<const uint4*>(values + i / kPacks * kTileStride<T, kDim> +
+                                                       i % kPacks * kPack<T>);
     carries |= (pack.x & 0x7fff7fffu) + kExponentStep<T>;
     carries |= (pack.y & 0x7fff7fffu) + kExponentStep<T>;
     carries |= (pack.z & 0x7fff7fffu) + kExponentStep<T>;
@@ -186,8 +186,7 @@ __device__ __forceinline__ void mma_finish(const MmaTile<kDim, kKeys>& tile, Row
     }
     const int pair = threadIdx.x / kWarpSize * 16 + lane / 4 + 8 * r;
     if (pair >= work.pairs.count) continue;
-    const RowResult row =
-        finish_pair(launch, work, pair, query_index[r], state[r], lane % 4 == 0);
+    const RowResult row = finish_pair(launch, work, pair, query_index[r], state[r], lane % 4 == 0);
     if (launch.num_splits > 1 && row.zero) continue;
 #pragma unroll
     for (int group = 0; group < kDim / 8; ++group) {

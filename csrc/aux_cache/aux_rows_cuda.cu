@@ -23,8 +23,7 @@ __global__ void __launch_bounds__(kCopyThreads)
   Word* to = reinterpret_cast<Word*>(op.to + row * op.to_stride);
   if (is_used(stored, op.num_stored)) {
     const Word* from = reinterpret_cast<const Word*>(op.from + stored * op.from_stride);
-    copy_row<Word>(
-        words, [&](int64_t i) { return from + i; }, [&](int64_t i) { return to + i; });
+    copy_row<Word>(words, [&](int64_t i) { return from + i; }, [&](int64_t i) { return to + i; });
   } else {
     for (int64_t i = threadIdx.x; i < words; i += blockDim.x) to[i] = Word{};
   }
@@ -75,8 +74,7 @@ Tensor aux_gather_cuda(const Tensor& source, const Tensor& index) {
 
 void aux_scatter_cuda(Tensor destination, const Tensor& index, const Tensor& rows) {
   constexpr char kOp[] = "aux_scatter_";
-  const AuxRowsParams op =
-      check_aux_scatter(Checks(kOp, destination), destination, index, rows);
+  const AuxRowsParams op = check_aux_scatter(Checks(kOp, destination), destination, index, rows);
   const cuda::Launcher launcher(kOp, destination.get_device_index());
   cuda::visit_rows(op, [&](auto word, int64_t words, dim3 grid, dim3 block) {
     launcher.launch(cuda::aux_scatter_kernel<decltype(word)>, grid, block, 0, op, words);

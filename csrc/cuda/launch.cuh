@@ -13,18 +13,18 @@
 #endif
 
 // A CPU build of torch lacks this symbol. Weak, so that the library loads beside one all the same.
-extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(
-    int32_t device_index, void** ret_stream);
+extern "C" __attribute__((weak)) AOTITorchError
+aoti_torch_get_current_cuda_stream(int32_t device_index, void** ret_stream);
 
 /// Throws what the CUDA runtime says, in the words of the operators' other errors. torch's own
 /// check macro calls a symbol that CPU builds of torch do not have.
-#define LAZYLLM_CUDA_CHECK(op, call)                                                            \
-  do {                                                                                          \
-    const cudaError_t lazyllm_status = (call);                                                  \
-    if (lazyllm_status != cudaSuccess) {                                                        \
-      throw std::runtime_error(std::string("lazyllm::") + (op) +                                \
-                               ": CUDA error: " + cudaGetErrorString(lazyllm_status));          \
-    }                                                                                           \
+#define LAZYLLM_CUDA_CHECK(op, call)                                                   \
+  do {                                                                                 \
+    const cudaError_t lazyllm_status = (call);                                         \
+    if (lazyllm_status != cudaSuccess) {                                               \
+      throw std::runtime_error(std::string("lazyllm::") + (op) +                       \
+                               ": CUDA error: " + cudaGetErrorString(lazyllm_status)); \
+    }                                                                                  \
   } while (false)
 
 namespace lazyllm::cuda {

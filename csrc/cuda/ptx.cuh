@@ -17,10 +17,10 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
 /// `valid`. Both addresses are multiples of 16, `source` also where it is not read.
 __device__ __forceinline__ void copy_async(void* shared, const void* source, bool valid) {
   const int source_bytes = valid ? 16 : 0;
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;\n" ::"r"(
-                   shared_address(shared)),
-               "l"(source), "r"(source_bytes)
-               : "memory");
+  asm volatile(
+      "cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;\n" ::"r"(shared_address(shared)),
+      "l"(source), "r"(source_bytes)
+      : "memory");
 }
 
 /// Closes the group of copies that this thread has started since the last call.

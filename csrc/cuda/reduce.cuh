@@ -39,8 +39,7 @@ __device__ __forceinline__ Scan block_scan(uint32_t value,
   __syncthreads();
   const uint32_t warps = warp_scan(lane < kWarps ? warp_sums[lane] : 0);
   const uint32_t before = __shfl_sync(kFullWarp, warps, warp == 0 ? 0 : warp - 1);
-  return {(warp == 0 ? 0 : before) + within - value,
-          __shfl_sync(kFullWarp, warps, kWarpSize - 1)};
+  return {(warp == 0 ? 0 : before) + within - value, __shfl_sync(kFullWarp, warps, kWarpSize - 1)};
 }
 
 }  // namespace lazyllm::cuda

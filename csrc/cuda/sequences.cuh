@@ -48,9 +48,9 @@ __device__ __forceinline__ bool is_visible(int key_index, int query_index, int w
 /// one of the `group` query heads that share a key head: pair = token · group + head.
 struct PairBlock {
   int64_t sequence;
-  Range rows;      // the sequence's rows, in the flat list
-  int64_t begin;   // the block's first pair, counted within the sequence
-  int64_t count;   // pairs of the block; 0: the sequence has no such block
+  Range rows;     // the sequence's rows, in the flat list
+  int64_t begin;  // the block's first pair, counted within the sequence
+  int64_t count;  // pairs of the block; 0: the sequence has no such block
 
   __device__ __forceinline__ int64_t row(int64_t pair, int group) const {
     return rows.begin + (begin + pair) / group;

@@ -16,8 +16,8 @@ constexpr int kWordsUnderWay = 4;  // of one thread
 /// Calls visitor(word of 16, 8, 4 or 2 bytes): the widest one that divides everything given.
 /// No dtype of the operators is narrower than 2 bytes. sizes: strides and lengths, in bytes.
 template <typename Visitor>
-void visit_word(std::initializer_list<const void*> addresses,
-                std::initializer_list<int64_t> sizes, Visitor visitor) {
+void visit_word(std::initializer_list<const void*> addresses, std::initializer_list<int64_t> sizes,
+                Visitor visitor) {
   if (divisible(16, addresses, sizes)) {
     visitor(uint4{});
   } else if (divisible(8, addresses, sizes)) {

@@ -51,8 +51,7 @@ void launch_chunks(const Launcher& launcher, ImportanceLaunch launch, const Tens
   const TokenImportanceParams& op = launch.op;
   const int64_t logits_of_row = op.query.num_heads * op.key.count;
   const int64_t chunk = std::clamp<int64_t>(kMostLogits / logits_of_row, 1, op.query.rows);
-  const int64_t pair_blocks =
-      cuda::max_pair_blocks(chunk, launch.group, kPairs, op.query.batch);
+  const int64_t pair_blocks = cuda::max_pair_blocks(chunk, launch.group, kPairs, op.query.batch);
   launch.num_splits = choose_splits(op, launcher, pair_blocks);
   const int64_t places = chunk * op.query.num_heads;
   const Tensor logits = cuda::new_words(query, chunk * logits_of_row);
@@ -70,8 +69,7 @@ void launch_chunks(const Launcher& launcher, ImportanceLaunch launch, const Tens
     launch_logits<T, kPairs>(launcher, launch, pair_blocks);
     launcher.launch(cuda::token_importance_norms_kernel, blocks(places, cuda::kNormThreads),
                     cuda::kNormThreads, 0, launch);
-    launcher.launch(cuda::token_importance_reduce_kernel,
-                    blocks(op.key.count, cuda::kReduceKeys),
+    launcher.launch(cuda::token_importance_reduce_kernel, blocks(op.key.count, cuda::kReduceKeys),
                     dim3(cuda::kReduceKeys, cuda::kReduceLanes), 0, launch);
   }
 }

@@ -246,8 +246,8 @@ __global__ void __launch_bounds__(kLogitThreads, 4)
 
   const TokenImportanceParams& op = launch.op;
   const PairBlock pairs =
-      pair_block(op.query.offsets, op.query.batch, {launch.first_row, launch.end_row},
-                 launch.group, kPairs, blockIdx.x);
+      pair_block(op.query.offsets, op.query.batch, {launch.first_row, launch.end_row}, launch.group,
+                 kPairs, blockIdx.x);
   if (pairs.count == 0) return;
   const int num_pairs = static_cast<int>(pairs.count);
   read_pairs<T>(launch, pairs, shared, queries, padded_dim);
@@ -288,8 +288,7 @@ __global__ void __launch_bounds__(kLogitThreads, 4)
       __syncwarp();  // this piece is here, for every lane
       const int first = piece * kPieceDims<T>;
       add_products(products,
-                   pieces + buffer * kPieceElements<T> +
-                       threadIdx.x % kWarpSize * kPieceStride<T>,
+                   pieces + buffer * kPieceElements<T> + threadIdx.x % kWarpSize * kPieceStride<T>,
                    queries + first, padded_dim, min(kPieceDims<T>, padded_dim - first), num_pairs);
       __syncwarp();  // before it is overwritten
       buffer = 1 - buffer;

@@ -7,8 +7,8 @@
 namespace lazyllm::cuda {
 
 constexpr int kNormThreads = 128;
-constexpr int kReduceKeys = 32;   // of a block, neighbouring threads
-constexpr int kReduceLanes = 8;   // threads that share a key
+constexpr int kReduceKeys = 32;  // of a block, neighbouring threads
+constexpr int kReduceLanes = 8;  // threads that share a key
 
 /// \brief launch.stats [num_splits, rows, H] -> launch.norms [rows, H], splits in their order.
 ///
@@ -50,8 +50,7 @@ __device__ __forceinline__ float sum_probabilities(const ImportanceLaunch& launc
   const TokenImportanceParams& op = launch.op;
   const int64_t b = sequence_of(op.key.offsets, op.query.batch, key);
   const Range keys = sequence_range(op.key.offsets, b, {0, op.key.count});
-  const Range rows =
-      sequence_range(op.query.offsets, b, {launch.first_row, launch.end_row});
+  const Range rows = sequence_range(op.query.offsets, b, {launch.first_row, launch.end_row});
   const int index = narrow_index(op.key.index[key]);
   if (key < keys.begin || key >= keys.end || index < 0 ||
       !is_used(op.key.slots[key], op.key.num_slots)) {

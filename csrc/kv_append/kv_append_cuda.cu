@@ -73,7 +73,7 @@ void kv_append_cuda(Tensor key_store, Tensor value_store, const Tensor& slots, c
   if (op.tokens == 0 || op.num_kv_heads == 0 || op.head_dim == 0) return;
 
   const bool merged = op.num_kv_heads == 1 || (cuda::heads_are_neighbours(op.key, op.head_dim) &&
-                                            cuda::heads_are_neighbours(op.value, op.head_dim));
+                                               cuda::heads_are_neighbours(op.value, op.head_dim));
   const int64_t bytes = op.element_bytes;
   const int64_t num_heads = merged ? 1 : op.num_kv_heads;
   const int64_t head_dim = merged ? op.num_kv_heads * op.head_dim : op.head_dim;

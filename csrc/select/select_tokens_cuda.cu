@@ -272,8 +272,7 @@ __global__ void __launch_bounds__(kSelectThreads) select_tokens_kernel(const Sel
     // Every used rank is above 0.
     const Threshold threshold =
         count < shared.used ? find_threshold(mine, shared, count) : Threshold{0, 0};
-    write_selected(mine, shared, threshold, op.indices + room.begin,
-                   static_cast<uint32_t>(count));
+    write_selected(mine, shared, threshold, op.indices + room.begin, static_cast<uint32_t>(count));
   }
   if (threadIdx.x == 0) op.selected[b] = count;
   fill_unused(op.indices, room.begin + count, room.end);
@@ -289,9 +288,8 @@ std::tuple<Tensor, Tensor> select_tokens_cuda(const Tensor& importance, const Te
                                               const Tensor& candidates,
                                               const Tensor& candidate_offsets,
                                               const Tensor& targets, const Tensor& out_offsets,
-                                              int64_t out_size, int64_t pool,
-                                              int64_t protect_first, int64_t protect_last,
-                                              bool cover_protected) {
+                                              int64_t out_size, int64_t pool, int64_t protect_first,
+                                              int64_t protect_last, bool cover_protected) {
   constexpr char kOp[] = "select_tokens";
   cuda::SelectLaunch launch{
       check_select_tokens(Checks(kOp, importance), importance, lengths, candidates,

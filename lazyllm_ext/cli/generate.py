@@ -172,7 +172,8 @@ class Run:
         result = self._generate(self.ids, self.request.max_new_tokens, streamer=self.stream)
         tokens = result.sequences[0, self.ids.size(1) :].tolist()
         times = self.stream.times
-        cache = result.past_key_values
+        # transformers renamed past_key_values in 5.24.
+        cache = result["cache"] if "cache" in result else result["past_key_values"]
         return Answer(
             tokens=tokens,
             text=self.tokenizer.decode(tokens, skip_special_tokens=True),

@@ -10,7 +10,7 @@ from lazyllm_ext.state import LazyState, StoreSpec, enter_stage_, give_back_, ne
 
 from .boundary import Boundary, cross_, update_importance_
 from .layer import LazyLayer
-from .rows import Rows, all_keys, begin_step, pick, rows_of_tail
+from .rows import Rows, all_keys, begin_step, last_protected, pick, rows_of_tail
 
 
 class LazyDecoder(nn.Module):
@@ -144,8 +144,17 @@ class LazyDecoder(nn.Module):
         Returns:
             [Σ_b min(logits_to_keep, new_counts[b]), vocab] logits, packed like the rows.
         """
+        protect_last = self.window
+        if len(self.boundaries) > 0:
+            protect_last = last_protected(new_counts, self.window, logits_to_keep)
         step, rows = begin_step(
-            state, positions, new_counts, self.window, logits_to_keep, self.bounded
+            state,
+            positions,
+            new_counts,
+            self.window,
+            logits_to_keep,
+            protect_last,
+            self.bounded,
         )
         slots = enter_stage_(state, self.spec, 0, rows.place)
         keys = all_keys(state, new_counts, step.fixed)
@@ -207,7 +216,8 @@ class LazyDecoder(nn.Module):
             hidden = layer.finish(hidden, attended)
             if not torch.jit.is_scripting() and self.on_layer is not None:
                 self.on_layer(number, hidden.size(0))
-        state.finished[0] += hidden.size(0)
+        for sequence, count in enumerate(new_counts):
+            state.finished[sequence] += min(count, logits_to_keep)
         give_back_(state)
         return self._logits(hidden)
 

@@ -84,6 +84,7 @@ def begin_step(
     new_counts: List[int],
     window: int,
     logits_to_keep: int,
+    protect_last: int,
     bounded: bool,
 ) -> Tuple[Step, Rows]:
     """Enter the new tokens (positions [rows], new_counts[b] of each sequence) into the tables."""
@@ -92,7 +93,6 @@ def begin_step(
     for sequence, count in enumerate(new_counts):
         longest = max(longest, state.host_length[sequence] + count)
         most, fewest = max(most, count), min(fewest, count)
-    protect_last = _protected(new_counts, window, logits_to_keep)
     reserve_tokens_(state, longest)
     columns = table_columns(state)
 
@@ -119,7 +119,7 @@ def begin_step(
     return step, rows
 
 
-def _protected(new_counts: List[int], window: int, logits_to_keep: int) -> int:
+def last_protected(new_counts: List[int], window: int, logits_to_keep: int) -> int:
     """How many last tokens may not be dropped: the window's, and those whose logits are asked."""
     protect_last = 0
     for count in new_counts:

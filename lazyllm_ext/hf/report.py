@@ -40,7 +40,7 @@ class Turn:
             torch.cuda.synchronize(device)  # once per generation: now the logits are there
         self.prompt_done = self.last_done = perf_counter()
         self.context_tokens = list(state.host_length)
-        self.finished = state.finished[0]
+        self.finished = sum(state.finished)
 
     def end_step(self) -> None:
         self.steps += 1
@@ -138,7 +138,7 @@ def make_report(
         decode_tokens_per_second=turn.steps * sequences / decode_seconds if turn.steps else None,
         tokens_total=sum(state.host_length),
         tokens_per_stage=per_stage,
-        tokens_per_layer=_per_layer(spec, per_stage, state.finished[0]),
+        tokens_per_layer=_per_layer(spec, per_stage, sum(state.finished)),
         prompt_computed_percent=100.0 * sum(of_context) / (len(of_context) * context),
         revived_per_boundary=[
             now - before for now, before in zip(revived(state), turn.revived, strict=True)

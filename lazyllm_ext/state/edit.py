@@ -35,6 +35,7 @@ def crop_(state: LazyState, counts: List[int]) -> None:
             row.fill_(-1)
             state.importance[boundary][sequence, begin:length].fill_(0.0)
         state.host_length[sequence] = begin
+        state.finished[sequence] = max(state.finished[sequence] - count, 0)
         state.length[sequence] = begin
 
 
@@ -71,5 +72,5 @@ def select_sequences(state: LazyState, index: Tensor) -> LazyState:
         used_bound=state.used_bound,
         freed=freed,
         revived=state.revived,
-        finished=state.finished,
+        finished=[state.finished[place] for place in order],
     )

@@ -45,7 +45,7 @@ class LazyState(NamedTuple):
     freed: List[int]
     # [S] int64 on the device: how many tokens each boundary has revived.
     revived: Tensor
-    # How many tokens were computed in the last layer to the end (its outputs exist).
+    # How many tokens of each sequence were computed to the end of the last layer.
     finished: List[int]
 
 
@@ -91,7 +91,7 @@ def new_state(spec: StoreSpec, batch: int, dtype: torch.dtype, device: torch.dev
         used_bound=[0 for _ in range(stages + boundaries)],
         freed=[0 for _ in range(stages + boundaries)],
         revived=torch.zeros([boundaries], dtype=torch.int64, device=device),
-        finished=[0],
+        finished=[0 for _ in range(batch)],
     )
 
 

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from helpers import full_attention
+from oracle import Oracle
 from torch import Tensor
 
-from helpers import full_attention
 from lazyllm_ext import state as bookkeeping
 from lazyllm_ext.decoder import LazyDecoder
 from lazyllm_ext.schedule import PruningSchedule
-from oracle import Oracle
 
 LOGIT_TOLERANCE = 1e-4
 

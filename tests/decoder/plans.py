@@ -6,10 +6,10 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from helpers import MODELS, boundary_layers, random_ids, shared_model
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from helpers import MODELS, boundary_layers, random_ids, shared_model
 from lazyllm_ext.schedule import Boundary, PruningSchedule
 
 from .pair import Pair
@@ -126,7 +126,7 @@ def plans(
         counts = [draw(st.integers(fewest, most)) for _ in range(sequences)]
         if not any(counts):
             counts[0] = 1
-        # At most what every sequence brings: method.md's m counts new tokens.
+        # At most what every sequence brings: more is refused.
         asked = draw(st.integers(1, min(3, *(count for count in counts if count > 0), 3)))
         return Turn(tuple(counts), asked, draw(st.sampled_from([0, 0, 3])))
 

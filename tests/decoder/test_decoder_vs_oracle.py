@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers import MODELS, boundary_layers, random_ids, shared_model
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers import MODELS, boundary_layers, random_ids, shared_model
+from lazyllm_ext import state as bookkeeping
 from lazyllm_ext.schedule import Boundary, PruningSchedule
 
 from .pair import Pair
@@ -38,6 +39,14 @@ def test_one_sequence(plan: Plan) -> None:
 def test_ragged_batch(plan: Plan) -> None:
     """Each sequence of a batch is what the oracle makes of it alone."""
     run(plan)
+
+
+def test_keep_times_length_is_a_whole_number() -> None:
+    """0.55 · 20 is 11.000000000000002, and 11 tokens stay."""
+    model = shared_model("llama")
+    pair = Pair(model, PruningSchedule((Boundary(layer=1, keep=0.55),)))
+    pair.step([random_ids(20, seed=4)])
+    assert len(pair.oracles[0].active[1]) == 11
 
 
 @REVIVE
@@ -106,12 +115,21 @@ def test_embeddings_and_logits_to_keep(name: str) -> None:
 
 
 def test_more_logits_asked_than_there_are_new_tokens() -> None:
-    """method.md's m counts new tokens: asking for more protects no more."""
+    """Only logits of new tokens can be asked: asking for more protects no more."""
     model = shared_model("llama")
     pair = Pair(model, PruningSchedule((Boundary(layer=1, tokens=1),)))
     pair.step([random_ids(12, seed=4)])
     pair.step([[7]], asked=3)
     assert len(pair.oracles[0].active[1]) == 1
+
+
+def test_more_logits_asked_than_one_of_a_batch_brings() -> None:
+    """The others would protect more tokens than that one: refused before any work."""
+    model = shared_model("llama")
+    pair = Pair(model, PruningSchedule((Boundary(layer=1, keep=0.5),)), batch=2)
+    with pytest.raises(ValueError, match="logits_to_keep"):
+        pair.step([[7], [8, 9]], asked=2)
+    assert bookkeeping.lengths(pair.state) == [0, 0]
 
 
 @REVIVE
@@ -154,8 +172,8 @@ class TestNotANumber:
     def test_in_a_key(self, window: int, pool: int) -> None:
         """The scores of all other tokens are what they would be without this key.
 
-        Attention itself is softmax over the active keys, in the boundary layer too, so rows that see
-        such a key are NaN; its scores decide no more than about itself.
+        Attention itself is softmax over the active keys, in the boundary layer too, so rows that
+        see such a key are NaN; its score decides about nobody else.
         """
         model = MODELS["llama"]()
         layer, token = 2, 6

@@ -1,4 +1,4 @@
-"""What holds always, whatever the schedule: method.md's list, as properties of the decoder."""
+"""What holds always, whatever the schedule, as properties of the decoder."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import MODELS, boundary_layers, random_ids, shared_model, transformers_logits
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from helpers import MODELS, boundary_layers, random_ids, shared_model, transformers_logits
 from lazyllm_ext import state as bookkeeping
 from lazyllm_ext.decoder import LazyDecoder
 from lazyllm_ext.schedule import Boundary, PruningSchedule
@@ -54,7 +54,7 @@ def rows_counted(model: Any) -> Iterator[dict[str, list[int]]]:
 
 @contextmanager
 def steps_of_the_decoder(pair: Pair, wrapped: Callable[..., Any]) -> Iterator[None]:
-    """Run `wrapped(step, *arguments)` in place of the decoder's step; the oracle's calls stay out."""
+    """Run `wrapped(step, *arguments)` in place of the decoder's step, and not the oracle's."""
     plain = pair.decoder.forward
     pair.decoder.forward = lambda *arguments: wrapped(plain, *arguments)  # type: ignore[method-assign]
     try:
@@ -249,7 +249,7 @@ def bytes_held(state: LazyState) -> int:
 
 
 def bytes_needed(decoder: LazyDecoder, state: LazyState) -> int:
-    """What method.md's sets need, in float32: keys and values of C_s, hidden states of what waits."""
+    """What the sets need, in float32: keys and values of C_s, hidden states of what waits."""
     layer = decoder.layers[0]
     row = 2 * 4 * layer.num_kv_heads * layer.head_dim
     computed = bookkeeping.computed_per_stage(state)

@@ -1,4 +1,4 @@
-"""The oracle itself: without pruning it is transformers' model, with pruning the paper's prefill."""
+"""The oracle itself: transformers' model without pruning, the paper's prefill with it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from transformers import DynamicCache
-from transformers.masking_utils import create_causal_mask
-
 from helpers import (
     MODELS,
     boundary_layers,
@@ -21,8 +17,12 @@ from helpers import (
     tiny_llama,
     transformers_logits,
 )
-from lazyllm_ext.schedule import Boundary, PruningSchedule
 from oracle import Oracle
+from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.masking_utils import create_causal_mask
+
+from lazyllm_ext.schedule import Boundary, PruningSchedule
 
 TOLERANCE = 1e-4
 

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from helpers import MODELS, boundary_layers, random_ids, shared_model
 from torch import Tensor, nn
 
-from helpers import MODELS, boundary_layers, random_ids, shared_model
 from lazyllm_ext import state as bookkeeping
 from lazyllm_ext.decoder import LazyDecoder
 from lazyllm_ext.schedule import Boundary, PruningSchedule
@@ -28,7 +28,8 @@ class Session(nn.Module):
     @torch.jit.export
     def sets(self) -> tuple[list[list[int]], list[list[int]]]:
         return (
-            bookkeeping.computed_per_stage(self.state), bookkeeping.waiting_per_boundary(self.state)
+            bookkeeping.computed_per_stage(self.state),
+            bookkeeping.waiting_per_boundary(self.state),
         )
 
     @torch.jit.export

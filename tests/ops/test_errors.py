@@ -226,7 +226,7 @@ def _parameters() -> list[Any]:
         for device in comparison.devices():
             table += [(*row, device) for row in _of_every_tensor(op) + WRONG[op]]
         for argument, what, change, device in table:
-            marks = [pytest.mark.gpu] if device == "cuda" else []
+            marks = comparison.marks_of(device)
             name = f"{op}-{argument}-{what}-{device}".replace(" ", "_")
             parameters.append(pytest.param(op, argument, change, device, marks=marks, id=name))
     return parameters

@@ -19,7 +19,7 @@ def _parameters(cases: list[Case]) -> list[Any]:
     for case in cases:
         for dtype in case.dtypes:
             for device in comparison.devices():
-                marks = [pytest.mark.gpu] if device == "cuda" else []
+                marks = comparison.marks_of(device)
                 marks += [pytest.mark.smoke] if case.smoke else []
                 name = f"{case.id}-{str(dtype).removeprefix('torch.')}-{device}"
                 parameters.append(pytest.param(case, dtype, device, marks=marks, id=name))

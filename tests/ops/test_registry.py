@@ -63,7 +63,7 @@ def test_names_are_those_of_the_schema(op: str) -> None:
 
 
 @pytest.mark.parametrize("op", OPERATORS)
-@pytest.mark.parametrize("device", comparison.devices())
+@pytest.mark.parametrize("device", comparison.device_parameters())
 def test_refuses_gradients(op: str, device: str) -> None:
     case = next(case for case in CASES if case.op == op and case.smoke)
     for argument, value in case.arguments(case.dtypes[0]).items():
@@ -82,7 +82,7 @@ def test_refuses_gradients(op: str, device: str) -> None:
 
 
 @pytest.mark.parametrize("case", CHECKED, ids=lambda case: case.id)
-@pytest.mark.parametrize("device", comparison.devices())
+@pytest.mark.parametrize("device", comparison.device_parameters())
 def test_opcheck(case: Case, device: str) -> None:
     arguments = case.arguments(case.dtypes[0], device)
     torch.library.opcheck(comparison.operator(case.op), tuple(arguments.values()))
