@@ -54,7 +54,10 @@ def find_cuda() -> Path | None:
         on_path and Path(on_path).resolve().parents[1],
         "/usr/local/cuda",
     )
-    found = next((Path(f) for f in folders if f and (Path(f) / "bin" / "nvcc").exists()), None)
+    # nvcc on PATH may be a script that starts another: then its folder is no toolkit.
+    parts = ("bin/nvcc", "include/cuda_runtime.h")
+    homes = [Path(folder) for folder in folders if folder]
+    found = next((home for home in homes if all((home / part).exists() for part in parts)), None)
     problem = None
     if found is None:
         problem = "there is no nvcc on PATH, in CUDA_HOME or in /usr/local/cuda"

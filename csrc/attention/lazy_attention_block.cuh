@@ -14,13 +14,48 @@ constexpr int kAttentionThreads = 128;
 /// What the launcher adds to the operator's own parameters.
 struct AttentionLaunch {
   LazyAttentionParams op;
-  int group;        // query heads that share a key head
-  int window;       // INT32_MAX: none
-  int num_splits;   // parts of the keys, each worked on by a block of its own
-  bool vectorized;  // every row of query, key and value can be read in packs of 16 bytes
-  float* partial;   // [num_splits, R, H, D] if num_splits > 1: each part's unscaled result
-  float2* stats;    // [num_splits, R, H]: its largest logit, in units of log 2, and its sum
+  int group;            // query heads that share a key head
+  int window;           // INT32_MAX: none
+  int pairs_per_block;  // (token, head) pairs
+  int least_keys;       // of a split
+  int most_blocks;      // that a short sequence is worked on by, for one key head
+  bool long_sequences;  // this launch is for those that have more blocks of pairs than that
+  bool vectorized;      // every row of query, key and value can be read in packs of 16 bytes
+  // Scratch rows, [H, D] and [H], for the results of splits, if there can be any. A sequence's
+  // begin at its number times rows_per_sequence or, if that is 0, its first row times most_blocks.
+  int64_t rows_per_sequence;
+  float* partial;  // a split's unscaled result
+  float2* stats;   // its largest logit, in units of log 2, and its sum
 };
+
+/// How the work on one sequence is divided. Nothing in it depends on other sequences, but for where
+/// its scratch is.
+struct SequencePlan {
+  Range rows;
+  Range keys;
+  int64_t blocks;  // of pairs
+  int num_splits;  // of the keys, for every block of pairs; 1 in long sequences
+  int64_t scratch_row;
+
+  __device__ __forceinline__ int64_t scratch_of(int split, int64_t row) const {
+    return scratch_row + split * rows.size() + row - rows.begin;
+  }
+};
+
+__device__ __forceinline__ SequencePlan plan_sequence(const AttentionLaunch& launch, int64_t b) {
+  const LazyAttentionParams& op = launch.op;
+  SequencePlan plan;
+  plan.rows = sequence_range(op.query.offsets, b, {0, op.query.rows});
+  plan.keys = sequence_range(op.key.offsets, b, {0, op.key.count});
+  plan.blocks = num_pair_blocks(plan.rows.size(), launch.group, launch.pairs_per_block);
+  plan.num_splits =
+      launch.partial == nullptr
+          ? 1
+          : num_key_splits(plan.blocks, plan.keys.size(), launch.least_keys, launch.most_blocks);
+  plan.scratch_row = launch.rows_per_sequence > 0 ? b * launch.rows_per_sequence
+                                                  : plan.rows.begin * launch.most_blocks;
+  return plan;
+}
 
 /// The keys of one tile. An unused entry has slot -1 and index kNoKey.
 template <int kKeys>
@@ -31,8 +66,10 @@ struct TileKeys {
 
 /// A block's place in the work, the same for all of its threads.
 struct AttentionWork {
+  SequencePlan plan;
   PairBlock pairs;
   int kv_head;
+  int split;
   int64_t first_key;  // of this block's part of the keys
   int64_t end_key;    // past the last key that any pair can see
   int num_tiles;
@@ -51,17 +88,55 @@ __device__ __forceinline__ int2 index_bounds(const int* query_index, int begin, 
   return {__reduce_min_sync(kFullWarp, lowest), __reduce_max_sync(kFullWarp, highest)};
 }
 
-/// \brief Finds the block's pairs and its part of the keys that they can see. Ends in a barrier.
+/// \brief Finds the block's sequence, pairs and split. False: there is no work for this block.
+///
+/// Grid x of a launch for long sequences: most_pair_blocks. For short ones: most_blocks for each
+/// sequence, which its blocks of pairs and splits share.
+__device__ __forceinline__ bool find_pairs(const AttentionLaunch& launch, AttentionWork& work) {
+  const LazyAttentionParams& op = launch.op;
+  const int block = launch.pairs_per_block;
+  int64_t number = blockIdx.x;
+  int64_t b;
+  if (launch.long_sequences) {
+    int64_t low = 0;
+    int64_t high = op.query.batch - 1;
+    const auto first_block = [&](int64_t sequence) {
+      return first_pair_block(clamp(op.query.offsets[sequence], 0, op.query.rows), launch.group,
+                              block, sequence);
+    };
+    while (low < high) {  // the last sequence that begins at or before `number`
+      const int64_t middle = (low + high + 1) / 2;
+      if (first_block(middle) <= number) {
+        low = middle;
+      } else {
+        high = middle - 1;
+      }
+    }
+    b = low;
+    number -= first_block(b);
+  } else {
+    b = number / launch.most_blocks;
+    number %= launch.most_blocks;
+  }
+  work.plan = plan_sequence(launch, b);
+  const int64_t blocks = work.plan.blocks;
+  if ((blocks > launch.most_blocks) != launch.long_sequences || number < 0 ||
+      number >= blocks * work.plan.num_splits) {
+    return false;
+  }
+  work.pairs = pair_block(work.plan.rows, launch.group, block, number % blocks);
+  work.split = static_cast<int>(number / blocks);
+  work.kv_head = blockIdx.y;
+  return true;
+}
+
+/// \brief Finds the block's part of the keys that its pairs can see. Ends in a barrier.
 /// \param query_index shared [kPairs], filled: -1 for unused rows and past the block's last pair
 /// \param visible shared, scratch
 template <int kPairs, int kKeys>
-__device__ __forceinline__ AttentionWork find_work(const AttentionLaunch& launch, int* query_index,
-                                                   int64_t (&visible)[2]) {
+__device__ __forceinline__ void find_keys(const AttentionLaunch& launch, AttentionWork& work,
+                                          int* query_index, int64_t (&visible)[2]) {
   const LazyAttentionParams& op = launch.op;
-  AttentionWork work;
-  work.kv_head = blockIdx.y;
-  work.pairs = pair_block(op.query.offsets, op.query.batch, {0, op.query.rows}, launch.group,
-                          kPairs, blockIdx.x);
   for (int pair = threadIdx.x; pair < kPairs; pair += kAttentionThreads) {
     query_index[pair] = pair < work.pairs.count
                             ? narrow_index(op.query.index[work.pairs.row(pair, launch.group)])
@@ -70,40 +145,49 @@ __device__ __forceinline__ AttentionWork find_work(const AttentionLaunch& launch
   __syncthreads();
 
   const int2 bounds = index_bounds(query_index, 0, kPairs);
-  Range keys = sequence_range(op.key.offsets, work.pairs.sequence, {0, op.key.count});
+  Range keys = work.plan.keys;
   if (bounds.y < 0) keys.end = keys.begin;
-  const int warp = threadIdx.x / kWarpSize;
-  if (warp == 0) {
+  const auto crossing = [&](int64_t index) {
+    return narrow_crossing(op.key.slots, op.key.index, op.key.num_slots, keys, index);
+  };
+  if (threadIdx.x / kWarpSize == 0) {
     const int64_t out_of_window = static_cast<int64_t>(bounds.x) - launch.window;
-    const int64_t begin =
-        out_of_window < 0
-            ? keys.begin
-            : narrow_crossing(op.key.slots, op.key.index, op.key.num_slots, keys, out_of_window + 1)
-                  .begin;
+    const int64_t begin = out_of_window < 0 ? keys.begin : crossing(out_of_window + 1).begin;
     if (threadIdx.x == 0) visible[0] = begin;
-  } else if (warp == 1) {
-    const int64_t past_highest = static_cast<int64_t>(bounds.y) + 1;
-    const int64_t end =
-        narrow_crossing(op.key.slots, op.key.index, op.key.num_slots, keys, past_highest).end;
+  } else if (threadIdx.x / kWarpSize == 1) {
+    const int64_t end = crossing(static_cast<int64_t>(bounds.y) + 1).end;
     if (threadIdx.x == kWarpSize) visible[1] = end;
   }
   __syncthreads();
 
   const int64_t num_visible = visible[1] > visible[0] ? visible[1] - visible[0] : 0;
   const int64_t tiles = (num_visible + kKeys - 1) / kKeys;
-  const int64_t first_tile = tiles * blockIdx.z / launch.num_splits;
-  const int64_t end_tile = tiles * (blockIdx.z + 1) / launch.num_splits;
+  const int64_t first_tile = tiles * work.split / work.plan.num_splits;
+  const int64_t end_tile = tiles * (work.split + 1) / work.plan.num_splits;
   work.first_key = visible[0] + first_tile * kKeys;
   work.end_key = visible[1];
   work.num_tiles = static_cast<int>(end_tile - first_tile);
-  return work;
 }
 
-/// Reads entry `entry` of tile `tile`. Two loads under way, no use of them yet.
+/// \brief Both of these, into shared memory. False: there is no work for this block.
+template <int kPairs, int kKeys>
+__device__ __forceinline__ bool find_work(const AttentionLaunch& launch, AttentionWork& shared_work,
+                                          int* query_index, int64_t (&visible)[2]) {
+  AttentionWork work;
+  if (!find_pairs(launch, work)) return false;
+  find_keys<kPairs, kKeys>(launch, work, query_index, visible);
+  if (threadIdx.x == 0) shared_work = work;
+  __syncthreads();
+  return true;
+}
+
+/// An entry of the key list as it is read, not looked at yet: the loads are still under way.
 struct KeyEntry {
   int64_t slot;
   int64_t index;
 };
+
+/// Entry `entry` of the block's tile `tile`.
 template <int kKeys>
 __device__ __forceinline__ KeyEntry read_entry(const LazyAttentionParams& op,
                                                const AttentionWork& work, int tile, int entry) {
@@ -208,7 +292,7 @@ __device__ __forceinline__ TileView view_tile(const TileKeys<kKeys>& keys, int2 
           __any_sync(kFullWarp, mixed) != 0};
 }
 
-/// Sums of a split in which a pair saw no key, or saw keys and every logit was -inf. Others are > 0.
+/// Sums of a split in which a pair saw no key, or saw keys with logits of -inf only. Others are > 0.
 constexpr float kSawNothing = 0.0f;
 constexpr float kSawOnlyMinusInfinity = -1.0f;
 
@@ -227,7 +311,7 @@ __device__ __forceinline__ float reference_logit(float maximum) {
 /// \brief Where a pair's result goes, and by what it is multiplied on its way.
 /// With one split that is the output, with more the split's own scratch.
 struct RowResult {
-  int64_t offset;  // of the row [D] in `out` [R, H, D], or in `partial` [num_splits, R, H, D]
+  int64_t offset;  // of the row [D], in the output [R, H, D] or in launch.partial
   float factor;
   bool zero;  // the pair sees nothing: zeros, whatever the sums hold
 };
@@ -285,21 +369,21 @@ __device__ __forceinline__ void run_tiles(const AttentionLaunch& launch, const A
 __device__ __forceinline__ RowResult finish_pair(const AttentionLaunch& launch,
                                                  const AttentionWork& work, int pair,
                                                  int query_index, RowState state, bool leader) {
-  const LazyAttentionParams& op = launch.op;
+  const Queries& query = launch.op.query;
   const int64_t head =
       static_cast<int64_t>(work.kv_head) * launch.group + (work.pairs.begin + pair) % launch.group;
+  const int64_t row = work.pairs.row(pair, launch.group);
   const bool seen = state.seen && query_index >= 0;
-  int64_t place = work.pairs.row(pair, launch.group) * op.query.num_heads + head;  // in [R, H]
-  if (launch.num_splits == 1) {
+  if (work.plan.num_splits == 1) {
     // All visible logits -inf: 0 · (1 / 0) is NaN, as it is in a plain softmax.
-    return {place * op.query.head_dim, seen ? 1.0f / state.sum : 0.0f, !seen};
+    return {(row * query.num_heads + head) * query.head_dim, seen ? 1.0f / state.sum : 0.0f, !seen};
   }
-  place += blockIdx.z * op.query.rows * op.query.num_heads;
+  const int64_t place = work.plan.scratch_of(work.split, row) * query.num_heads + head;
   if (leader) {
     const float sum = !seen ? kSawNothing : (state.sum == 0.0f ? kSawOnlyMinusInfinity : state.sum);
     launch.stats[place] = {seen ? state.maximum : -kInfinity, sum};
   }
-  return {place * op.query.head_dim, 1.0f, !seen};
+  return {place * query.head_dim, 1.0f, !seen};
 }
 
 /// Stores columns `column` and `column + 1` of a row, those of them that are below `dim`.

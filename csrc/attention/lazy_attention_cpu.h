@@ -18,13 +18,14 @@ constexpr int64_t kFewQueries = 16;
 
 // Sizes in elements.
 struct PanelShape {
-  int64_t lanes;        // rows of a panel, of the instruction set
-  int64_t group;        // query heads of a kv head
-  int64_t padded_dim;   // head_dim rounded up to whole vectors
-  int64_t key_block;    // keys of a packed block
-  int64_t block_keys;   // where a packed block's values begin, behind its keys
-  int64_t block_size;   // of a packed block
-  int64_t panel_state;  // of a panel's running softmax: maxima, sums [lanes], output [padded_dim, lanes]
+  int64_t lanes;       // rows of a panel, of the instruction set
+  int64_t group;       // query heads of a kv head
+  int64_t padded_dim;  // head_dim rounded up to whole vectors
+  int64_t key_block;   // keys of a packed block
+  int64_t block_keys;  // where a packed block's values begin, behind its keys
+  int64_t block_size;  // of a packed block
+  int64_t
+      panel_state;  // of a panel's running softmax: maxima, sums [lanes], output [padded_dim, lanes]
 
   int64_t panels(int64_t rows) const { return (rows * group + lanes - 1) / lanes; }
 };
@@ -43,7 +44,8 @@ struct PanelTask {
 
 // --- few rows ---------------------------------------------------------------------------------------
 
-constexpr int64_t kMaxChunks = 64;  // ranges that a sequence's keys are cut into
+constexpr int64_t kMaxChunks = 64;  // ranges that a sequence's keys are cut into, at most
+constexpr int64_t kFewKeys = 64;    // keys of a block
 
 struct FewShape {
   int64_t group;       // query heads of a kv head
@@ -83,7 +85,7 @@ struct LazyAttentionKernels {
                    const LogitScale& scale, const VisibleRow* rows, int64_t num_rows,
                    float* queries);
   void (*attend_few)(const LazyAttentionParams& params, const FewShape& shape,
-                     const LogitScale& scale, const FewTask& task);
+                     const LogitScale& scale, const FewTask& task, float* scratch);
   // The states of `chunks` ranges of keys, `chunk_size` apart -> output.
   void (*finish_few)(const LazyAttentionParams& params, const FewShape& shape,
                      const VisibleRow* rows, int64_t num_rows, const float* states,

@@ -85,10 +85,11 @@ void attend_few_rows(const LazyAttentionParams& params, const LazyAttentionKerne
       });
     }
   }
-  const auto attend = [&](int64_t i, float*) {
-    kernels.attend_few(params, shape, scale, tasks[i]);
+  const auto attend = [&](int64_t i, float* scratch) {
+    kernels.attend_few(params, shape, scale, tasks[i], scratch);
   };
-  run_tasks(static_cast<int64_t>(tasks.size()), 0, bytes >= kChunkBytes, attend);
+  const int64_t logits = params.key.num_kv_heads * kFewQueries * kFewKeys;
+  run_tasks(static_cast<int64_t>(tasks.size()), logits, bytes >= kChunkBytes, attend);
   const auto finish = [&](int64_t i, float*) {
     const FewSequence& plan = plans[i];
     kernels.finish_few(params, shape, plan.sequence->rows.data(),

@@ -54,8 +54,7 @@ Call prepare(const LazyAttentionParams& params, const LazyAttentionKernels& kern
       std::clamp<int64_t>(kRowsFloats / (2 * shape.padded_dim), 2 * shape.lanes, kMostLanes);
   const int64_t most_rows = fill_panels(shape, divide_up(lanes, shape.group));
   const int64_t range_floats = 2 * shape.lanes + 4;
-  const int64_t panel_floats =
-      shape.panel_state + head_dim * shape.lanes + range_floats;
+  const int64_t panel_floats = shape.panel_state + head_dim * shape.lanes + range_floats;
   return {
       .params = params,
       .kernels = kernels,
@@ -64,8 +63,8 @@ Call prepare(const LazyAttentionParams& params, const LazyAttentionKernels& kern
       .most_rows = most_rows,
       .least_rows = std::min(
           most_rows, fill_panels(shape, divide_up(kLeastPanels * shape.lanes, shape.group))),
-      .scratch_floats = shape.panels(most_rows) * panel_floats + shape.key_block * shape.lanes +
-                        shape.block_size,
+      .scratch_floats =
+          shape.panels(most_rows) * panel_floats + shape.key_block * shape.lanes + shape.block_size,
   };
 }
 
@@ -111,10 +110,10 @@ struct Part {
   Cut cut;
   int64_t first_head;
   int64_t last_head;
-  int64_t head_floats;  // packed keys and values of a kv head; 0: not shared
-  float* packed;        // [kv heads, head_floats]
-  int64_t chunk_floats; // running softmaxes of a row block
-  float* states;        // [kv heads, row blocks, chunks, chunk_floats]; null: one range of keys
+  int64_t head_floats;   // packed keys and values of a kv head; 0: not shared
+  float* packed;         // [kv heads, head_floats]
+  int64_t chunk_floats;  // running softmaxes of a row block
+  float* states;         // [kv heads, row blocks, chunks, chunk_floats]; null: one range of keys
 
   int64_t packed_floats() const { return (last_head - first_head) * head_floats; }
   int64_t state_floats() const {
@@ -153,10 +152,11 @@ void pack_shared(const Call& call, const std::vector<Part>& parts) {
   run_tasks(blocks.size(), 0, true, [&](int64_t i, float*) {
     const auto [part, key] = blocks[i];
     const int64_t count = std::min(call.shape.key_block, part->cut.last_key - key);
-    float* to = part->packed +
-                (key - part->cut.first_key) / call.shape.key_block * call.shape.block_size;
+    float* to =
+        part->packed + (key - part->cut.first_key) / call.shape.key_block * call.shape.block_size;
     for (int64_t head = part->first_head; head < part->last_head; ++head) {
-      call.kernels.pack_block(call.params, call.shape, head, part->sequence->slots + key, count, to);
+      call.kernels.pack_block(call.params, call.shape, head, part->sequence->slots + key, count,
+                              to);
       to += part->head_floats;
     }
   });

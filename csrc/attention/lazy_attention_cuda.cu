@@ -1,11 +1,13 @@
 // lazy_attention on CUDA: one kernel for few rows and for many. Its blocks take the (token, head)
-// pairs of one key head, so grouped query heads read keys and values once. Where the rows alone make
-// too few blocks to fill the device, as in decoding, the keys are split over blocks too and a second
-// kernel adds the splits up. Nothing is read back, so all of it can be captured in a CUDA graph.
+// pairs of one key head, so grouped query heads read keys and values once. Where the rows of a
+// sequence alone make too few blocks to fill the device, as in decoding, its keys are split over
+// blocks too and a second kernel adds the splits up. How a sequence is divided is decided on the
+// device. Nothing is read back: a CUDA graph can capture all of it.
 
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "../cuda/launch.cuh"
 #include "../cuda/tensors.cuh"
@@ -21,57 +23,89 @@ constexpr char kOp[] = "lazy_attention";
 using cuda::AttentionLaunch;
 using cuda::Launcher;
 
-/// Parts of the keys, so that there are about two blocks for each multiprocessor. A part is at least
-/// two tiles of the average sequence: shorter ones cost more in the second kernel than they gain.
-int choose_splits(const LazyAttentionParams& op, const Launcher& launcher, int64_t pair_blocks,
-                  int keys_per_tile) {
-  constexpr int64_t kMostSplits = 128;
-  const int64_t blocks = pair_blocks * op.key.num_kv_heads;
-  const int64_t wanted = (2 * launcher.num_multiprocessors() + blocks - 1) / blocks;
-  const int64_t mean_keys = (op.key.count + op.query.batch - 1) / op.query.batch;
-  const int64_t possible = mean_keys / (2 * keys_per_tile);
-  return static_cast<int>(std::clamp<int64_t>(std::min(wanted, possible), 1, kMostSplits));
+/// What can come up in the sequences of a call, as far as the host can tell.
+struct Needs {
+  bool short_sequences;
+  bool long_sequences;
+  bool splits;
+};
+
+Needs find_needs(const AttentionLaunch& launch) {
+  const LazyAttentionParams& op = launch.op;
+  const int64_t blocks = cuda::num_pair_blocks(op.query.rows, launch.group, launch.pairs_per_block);
+  const bool many = blocks > launch.most_blocks;
+  const bool one = op.query.batch == 1;
+  const int splits =
+      cuda::num_key_splits(one ? blocks : 1, op.key.count, launch.least_keys, launch.most_blocks);
+  return {!one || !many, many, splits > 1};
 }
 
-/// Attention, and the second kernel where the keys are split.
+/// Scratch for the splits' results. A sequence of r rows in b blocks of pairs has at most
+/// most_blocks / b splits, so it needs at most r · most_blocks rows of scratch, and at most
+/// most_blocks · pairs_per_block / group. The layout is the smaller one of these two.
+std::pair<Tensor, Tensor> new_scratch(const Tensor& query, AttentionLaunch& launch) {
+  const Queries& shape = launch.op.query;
+  const int64_t by_rows = shape.rows * launch.most_blocks;
+  const int64_t per_sequence = launch.most_blocks * launch.pairs_per_block / launch.group;
+  launch.rows_per_sequence = shape.batch * per_sequence < by_rows ? per_sequence : 0;
+  const int64_t places = std::min(by_rows, shape.batch * per_sequence) * shape.num_heads;
+  Tensor partial = cuda::new_words(query, places * shape.head_dim);
+  Tensor stats = cuda::new_words(query, places * 2);
+  launch.partial = static_cast<float*>(partial.mutable_data_ptr());
+  launch.stats = static_cast<float2*>(stats.mutable_data_ptr());
+  return {partial, stats};
+}
+
+/// Attention, and the second kernel where keys may be split.
 template <typename T>
 void launch_kernels(const Launcher& launcher, AttentionLaunch launch, const Tensor& query,
-                    void (*kernel)(AttentionLaunch), size_t shared_bytes, int pairs_per_block,
-                    int keys_per_tile) {
+                    void (*kernel)(AttentionLaunch), size_t shared_bytes) {
+  constexpr int kMostBlocks = 128;  // the second kernel goes through as many splits
   const LazyAttentionParams& op = launch.op;
-  const int64_t pair_blocks =
-      cuda::max_pair_blocks(op.query.rows, launch.group, pairs_per_block, op.query.batch);
-  launch.num_splits = choose_splits(op, launcher, pair_blocks, keys_per_tile);
-  const int64_t places = op.query.rows * op.query.num_heads;
-  Tensor partial;
-  Tensor stats;
-  if (launch.num_splits > 1) {
-    partial = cuda::new_words(query, launch.num_splits * places * op.query.head_dim);
-    stats = cuda::new_words(query, launch.num_splits * places * 2);
-    launch.partial = static_cast<float*>(partial.mutable_data_ptr());
-    launch.stats = static_cast<float2*>(stats.mutable_data_ptr());
+  const int64_t wanted = 2 * launcher.num_multiprocessors();  // blocks of a sequence
+  launch.most_blocks = static_cast<int>(std::clamp<int64_t>(
+      (wanted + op.key.num_kv_heads - 1) / op.key.num_kv_heads, 1, kMostBlocks));
+  const Needs needs = find_needs(launch);
+  std::pair<Tensor, Tensor> scratch;
+  if (needs.splits) scratch = new_scratch(query, launch);
+
+  const auto grid = [&](int64_t blocks) {
+    return dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(op.key.num_kv_heads));
+  };
+  if (needs.short_sequences) {
+    launcher.launch(kernel, grid(op.query.batch * launch.most_blocks), cuda::kAttentionThreads,
+                    shared_bytes, launch);
   }
-  const dim3 grid(static_cast<unsigned>(pair_blocks), static_cast<unsigned>(op.key.num_kv_heads),
-                  static_cast<unsigned>(launch.num_splits));
-  launcher.launch(kernel, grid, cuda::kAttentionThreads, shared_bytes, launch);
-  if (launch.num_splits > 1) {
+  if (needs.long_sequences) {
+    launch.long_sequences = true;
+    const int64_t blocks =
+        cuda::most_pair_blocks(op.query.rows, launch.group, launch.pairs_per_block, op.query.batch);
+    launcher.launch(kernel, grid(blocks), cuda::kAttentionThreads, shared_bytes, launch);
+  }
+  if (needs.splits) {
     constexpr int kPlaces = cuda::kCombineThreads / cuda::kWarpSize;
+    const int64_t places = op.query.rows * op.query.num_heads;
     launcher.launch(cuda::lazy_attention_combine_kernel<T>,
                     static_cast<unsigned>((places + kPlaces - 1) / kPlaces), cuda::kCombineThreads,
                     0, launch);
   }
 }
 
+/// A split is at least two tiles of keys: shorter ones cost the second kernel more than they gain.
 template <typename T, int kDim>
-void launch_dim(const Launcher& launcher, const AttentionLaunch& launch, const Tensor& query) {
+void launch_dim(const Launcher& launcher, AttentionLaunch launch, const Tensor& query) {
   if constexpr (std::is_same_v<T, float>) {
     constexpr int kKeys = kDim > 128 ? 16 : 32;
+    launch.pairs_per_block = cuda::kFmaPairs;
+    launch.least_keys = 2 * kKeys;
     launch_kernels<T>(launcher, launch, query, cuda::lazy_attention_fma_kernel<kDim, kKeys>,
-                      cuda::kFmaSharedBytes<kDim, kKeys>, cuda::kFmaPairs, kKeys);
+                      cuda::kFmaSharedBytes<kDim, kKeys>);
   } else {
     constexpr int kKeys = kDim > 128 ? 32 : 64;
+    launch.pairs_per_block = cuda::kMmaPairs;
+    launch.least_keys = 2 * kKeys;
     launch_kernels<T>(launcher, launch, query, cuda::lazy_attention_mma_kernel<T, kDim, kKeys>,
-                      cuda::kMmaSharedBytes<T, kDim, kKeys>, cuda::kMmaPairs, kKeys);
+                      cuda::kMmaSharedBytes<T, kDim, kKeys>);
   }
 }
 

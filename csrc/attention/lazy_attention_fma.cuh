@@ -138,7 +138,7 @@ __device__ __forceinline__ void fma_finish(const FmaTile<kDim, kKeys>& tile, Row
                                            const AttentionLaunch& launch,
                                            const AttentionWork& work) {
   const int x = threadIdx.x % kFmaColumns;
-  float* out = launch.num_splits > 1 ? launch.partial : static_cast<float*>(launch.op.output);
+  float* out = work.plan.num_splits > 1 ? launch.partial : static_cast<float*>(launch.op.output);
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
 #pragma unroll
@@ -149,7 +149,7 @@ __device__ __forceinline__ void fma_finish(const FmaTile<kDim, kKeys>& tile, Row
     const int pair = threadIdx.x / kFmaColumns * 2 + r;
     if (pair >= work.pairs.count) continue;
     const RowResult row = finish_pair(launch, work, pair, query_index[r], state[r], x == 0);
-    if (launch.num_splits > 1 && row.zero) continue;
+    if (work.plan.num_splits > 1 && row.zero) continue;
 #pragma unroll
     for (int i = 0; i < kDim / kFmaColumns; i += 2) {
       const int column = 4 * x + i / 4 * 32 + i % 4;
@@ -162,8 +162,8 @@ __device__ __forceinline__ void fma_finish(const FmaTile<kDim, kKeys>& tile, Row
 
 /// \brief Attention of a block of (token, head) pairs over one split of the keys they can see.
 ///
-/// Grid (blocks of pairs, key heads, splits). Keys and values are read once for the query heads that
-/// share them.
+/// Grid (see find_pairs, key heads). Keys and values are read once for the query heads
+/// that share them.
 ///
 /// query [R, H, D], key and value store [num_slots, Hkv, D]
 /// \tparam kDim head_dim, rounded up to a size that is compiled; the columns between are zeros
@@ -180,9 +180,9 @@ __global__ void __launch_bounds__(kAttentionThreads, kDim > 128 ? 2 : 3)
   __shared__ TileKeys<kKeys> tile_keys[2];
   __shared__ int query_index[kFmaPairs];
   __shared__ int64_t visible[2];
+  __shared__ AttentionWork work;  // not in registers: little of it is needed in the loop
 
-  const AttentionWork work = find_work<kFmaPairs, kKeys>(launch, query_index, visible);
-  if (work.pairs.count == 0) return;
+  if (!find_work<kFmaPairs, kKeys>(launch, work, query_index, visible)) return;
   const int first_pair = threadIdx.x / kWarpSize * 8;
   const int own_pair = threadIdx.x / kFmaColumns * 2;
   const int own_index[2] = {query_index[own_pair], query_index[own_pair + 1]};

@@ -187,13 +187,13 @@ __device__ __forceinline__ void mma_finish(const MmaTile<kDim, kKeys>& tile, Row
     const int pair = threadIdx.x / kWarpSize * 16 + lane / 4 + 8 * r;
     if (pair >= work.pairs.count) continue;
     const RowResult row = finish_pair(launch, work, pair, query_index[r], state[r], lane % 4 == 0);
-    if (launch.num_splits > 1 && row.zero) continue;
+    if (work.plan.num_splits > 1 && row.zero) continue;
 #pragma unroll
     for (int group = 0; group < kDim / 8; ++group) {
       const int column = group * 8 + lane % 4 * 2;
       const float first = row.zero ? 0.0f : tile.result[group][2 * r] * row.factor;
       const float second = row.zero ? 0.0f : tile.result[group][2 * r + 1] * row.factor;
-      if (launch.num_splits > 1) {
+      if (work.plan.num_splits > 1) {
         store_pair(launch.partial + row.offset, column, dim, first, second);
       } else {
         store_pair(static_cast<T*>(launch.op.output) + row.offset, column, dim, first, second);
@@ -204,15 +204,15 @@ __device__ __forceinline__ void mma_finish(const MmaTile<kDim, kKeys>& tile, Row
 
 /// \brief Attention of a block of (token, head) pairs over one split of the keys they can see.
 ///
-/// Grid (blocks of pairs, key heads, splits). Keys and values are read once for the query heads that
-/// share them.
+/// Grid (see find_pairs, key heads). Keys and values are read once for the query heads
+/// that share them.
 ///
 /// query [R, H, D], key and value store [num_slots, Hkv, D]
 /// \tparam T __half or __nv_bfloat16
 /// \tparam kDim head_dim, rounded up to a size that is compiled; the columns between are zeros
 /// \tparam kKeys keys of a tile
 template <typename T, int kDim, int kKeys>
-__global__ void __launch_bounds__(kAttentionThreads)
+__global__ void __launch_bounds__(kAttentionThreads, kDim > 128 ? 2 : 3)
     lazy_attention_mma_kernel(const AttentionLaunch launch) {
   constexpr int kStride = kTileStride<T, kDim>;
   extern __shared__ __align__(16) unsigned char shared_bytes[];
@@ -222,9 +222,9 @@ __global__ void __launch_bounds__(kAttentionThreads)
   __shared__ TileKeys<kKeys> tile_keys[2];
   __shared__ int query_index[kMmaPairs];
   __shared__ int64_t visible[2];
+  __shared__ AttentionWork work;  // not in registers: little of it is needed in the loop
 
-  const AttentionWork work = find_work<kMmaPairs, kKeys>(launch, query_index, visible);
-  if (work.pairs.count == 0) return;
+  if (!find_work<kMmaPairs, kKeys>(launch, work, query_index, visible)) return;
   const int first_pair = threadIdx.x / kWarpSize * 16;
   const int own_pair = first_pair + threadIdx.x % kWarpSize / 4;
   const int own_index[2] = {query_index[own_pair], query_index[own_pair + 8]};

@@ -1,4 +1,4 @@
-// aux_gather and aux_scatter_ on CUDA: copies of whole rows, 16 bytes a load where they are aligned.
+// aux_gather and aux_scatter_ on CUDA: whole rows are copied, 16 bytes a load where aligned.
 
 #include "../cuda/launch.cuh"
 #include "../cuda/sequences.cuh"

@@ -16,8 +16,9 @@ struct VisibleRow {
 };
 
 struct Sequence {
-  std::vector<VisibleRow> rows;  // ascending in end and in begin; rows that see nothing are left out
-  const int64_t* slots;          // [num_keys] of the used keys
+  std::vector<VisibleRow>
+      rows;              // ascending in end and in begin; rows that see nothing are left out
+  const int64_t* slots;  // [num_keys] of the used keys
   int64_t num_keys;
   const int64_t* places;  // [num_keys] in the packed keys of the batch; null: first_place + i
   int64_t first_place;

@@ -50,8 +50,8 @@ inline cudaStream_t current_stream(const char* op, int32_t device_index) {
   return static_cast<cudaStream_t>(stream);
 }
 
-/// Where an operator runs: the device of its tensors, which is the current one while this lives, and
-/// torch's stream there.
+/// Where an operator runs: the device of its tensors, which is the current one while this lives,
+/// and torch's stream there.
 class Launcher {
  public:
   Launcher(const char* op, int32_t device_index)

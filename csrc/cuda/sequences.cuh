@@ -44,51 +44,69 @@ __device__ __forceinline__ bool is_visible(int key_index, int query_index, int w
          static_cast<unsigned>(window);
 }
 
+/// The last sequence whose part of a packed list begins at or before `place`. offsets: [batch + 1]
+__device__ __forceinline__ int64_t sequence_of(const int64_t* offsets, int64_t batch,
+                                               int64_t place) {
+  int64_t low = 0;
+  int64_t high = batch - 1;
+  while (low < high) {
+    const int64_t middle = (low + high + 1) / 2;
+    if (offsets[middle] <= place) {
+      low = middle;
+    } else {
+      high = middle - 1;
+    }
+  }
+  return low;
+}
+
 /// A block of rows of one sequence. With grouped queries a kernel's rows are *pairs* of a token and
 /// one of the `group` query heads that share a key head: pair = token · group + head.
 struct PairBlock {
-  int64_t sequence;
   Range rows;     // the sequence's rows, in the flat list
   int64_t begin;  // the block's first pair, counted within the sequence
-  int64_t count;  // pairs of the block; 0: the sequence has no such block
+  int count;      // pairs of the block
 
   __device__ __forceinline__ int64_t row(int64_t pair, int group) const {
     return rows.begin + (begin + pair) / group;
   }
 };
 
-/// How many blocks of `block` pairs the rows of all sequences can need, whatever the offsets.
-inline int64_t max_pair_blocks(int64_t num_rows, int64_t group, int64_t block, int64_t batch) {
-  return num_rows * group / block + batch;
+/// Blocks of `block` pairs that rows of one sequence need.
+__host__ __device__ __forceinline__ int64_t num_pair_blocks(int64_t num_rows, int group,
+                                                            int block) {
+  return (num_rows * group + block - 1) / block;
 }
 
-/// The block of pairs number `number` in [0, max_pair_blocks). Sequence b's blocks begin at
-/// floor(first pair / block) + b: that leaves every sequence at least as many as it needs. Within a
-/// sequence the last rows come first, since they see the most keys and so run longest.
-__device__ __forceinline__ PairBlock pair_block(const int64_t* offsets, int64_t batch, Range bounds,
-                                                int group, int block, int64_t number) {
-  const auto first_block = [&](int64_t b) {
-    const int64_t rows_before = clamp(offsets[b], bounds.begin, bounds.end) - bounds.begin;
-    return rows_before * group / block + b;
-  };
-  int64_t low = 0;
-  int64_t high = batch - 1;
-  while (low < high) {  // the last sequence that begins at or before `number`
-    const int64_t middle = (low + high + 1) / 2;
-    if (first_block(middle) <= number) {
-      low = middle;
-    } else {
-      high = middle - 1;
-    }
-  }
-  PairBlock result{low, sequence_range(offsets, low, bounds), 0, 0};
-  const int64_t pairs = result.rows.size() * group;
-  const int64_t blocks = (pairs + block - 1) / block;
-  const int64_t local = number - first_block(low);
-  if (local < 0 || local >= blocks) return result;
-  result.begin = (blocks - 1 - local) * block;
-  result.count = pairs - result.begin < block ? pairs - result.begin : block;
-  return result;
+/// Block `number` of a sequence's num_pair_blocks. The last rows come first, since they see the most
+/// keys and so run longest.
+__device__ __forceinline__ PairBlock pair_block(Range rows, int group, int block, int64_t number) {
+  const int64_t begin = (num_pair_blocks(rows.size(), group, block) - 1 - number) * block;
+  const int64_t left = rows.size() * group - begin;
+  return {rows, begin, static_cast<int>(left < block ? left : block)};
+}
+
+/// How many blocks of pairs the rows of all sequences can need, whatever the offsets. Sequence b's
+/// begin at first_pair_block, which leaves every sequence at least as many as it needs.
+inline int64_t most_pair_blocks(int64_t num_rows, int group, int block, int64_t batch) {
+  return num_rows * group / block + batch;
+}
+__device__ __forceinline__ int64_t first_pair_block(int64_t rows_before, int group, int block,
+                                                    int64_t b) {
+  return rows_before * group / block + b;
+}
+
+/// \brief Into how many parts the keys of one sequence are split, for blocks that work on a part
+/// each: as many as give the sequence `most_blocks` blocks, and none shorter than `least_keys`.
+///
+/// The sequence alone decides: its sums are taken in the same order, and so to the same bits, in
+/// whatever batch it is.
+__host__ __device__ __forceinline__ int num_key_splits(int64_t pair_blocks, int64_t num_keys,
+                                                       int least_keys, int most_blocks) {
+  const int64_t by_blocks = most_blocks / (pair_blocks > 1 ? pair_blocks : 1);
+  const int64_t by_keys = num_keys / least_keys;
+  const int64_t splits = by_blocks < by_keys ? by_blocks : by_keys;
+  return splits > 1 ? static_cast<int>(splits) : 1;
 }
 
 /// \brief Where the sequence's keys cross an index: every used key before the result's begin lies

@@ -1,53 +1,66 @@
+#include "token_importance_cpu.h"
+
 #include <torch/csrc/stable/ops.h>
 
-#include <algorithm>
-#include <cmath>
-#include <limits>
+#include <cstring>
+#include <utility>
 #include <vector>
 
-#include "token_importance.h"
+#include "../cpu/scratch.h"
+#include "../cpu/tasks.h"
+
+#define LAZYLLM_KERNEL "../importance/token_importance_kernel.inc"
+#include "../cpu/isa.h"
 
 namespace lazyllm {
 namespace {
 
-template <class T>
-void score(const TokenImportanceParams& p, int64_t b) {
-  const Queries& q = p.query;
-  const Keys& k = p.key;
-  const int64_t group = q.num_heads / k.num_kv_heads;
-  constexpr float inf = std::numeric_limits<float>::infinity();
-  std::vector<float> logits(k.offsets[b + 1] - k.offsets[b]);
-  for (int64_t row = q.offsets[b]; row < q.offsets[b + 1]; ++row) {
-    for (int64_t h = 0; h < q.num_heads && q.index[row] >= 0; ++h) {
-      const T* query = static_cast<const T*>(q.data) + row * q.row_stride + h * q.head_stride;
-      bool broken = false;
-      for (int64_t d = 0; d < q.head_dim; ++d) broken |= std::isnan(float(query[d]));
-      if (broken) continue;
-      float top = -inf;
-      for (int64_t i = k.offsets[b]; i < k.offsets[b + 1]; ++i) {
-        float dot = -inf;
-        if (k.slots[i] >= 0 && k.index[i] <= q.index[row]) {
-          const T* key = static_cast<const T*>(k.data) + k.slots[i] * k.slot_stride + h / group * k.head_stride;
-          dot = 0;
-          for (int64_t d = 0; d < q.head_dim; ++d) dot += float(query[d]) * float(key[d]);
-          dot *= p.scale;
-          if (p.softcap > 0) dot = p.softcap * std::tanh(dot / p.softcap);
-          if (std::isnan(dot) || dot == inf) {
-            p.importance[i] = std::numeric_limits<float>::quiet_NaN();
-            dot = -inf;
-          }
-        }
-        logits[i - k.offsets[b]] = dot;
-        top = std::max(top, dot);
-      }
-      if (top == -inf) continue;
-      float total = 0;
-      for (float& logit : logits) total += logit = std::exp(logit - top);
-      for (size_t i = 0; i < logits.size(); ++i) {
-        p.importance[k.offsets[b] + i] += logits[i] / (total * float(q.num_heads));
-      }
-    }
-  }
+// Multiplications that are worth waking the threads for: about 20 us of one core.
+constexpr int64_t kParallelProducts = 256 * 1024;
+
+TokenImportanceKernels token_importance_kernels(ScalarType dtype) {
+  TokenImportanceKernels kernels;
+  visit_float(dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    LAZYLLM_CALL_KERNEL(fill_kernels<T>(kernels));
+  });
+  return kernels;
+}
+
+ImportancePlan make_plan(const TokenImportanceParams& p, int64_t width, Sequence&& sequence) {
+  ImportancePlan plan{};
+  plan.num_keys = sequence.rows.back().end;
+  plan.chunks = (plan.num_keys + kImportanceKeys - 1) / kImportanceKeys;
+  plan.queries = static_cast<int64_t>(sequence.rows.size()) * p.query.num_heads;
+  plan.group = p.query.num_heads / p.key.num_kv_heads;
+  plan.padded_dim = (p.query.head_dim + width - 1) / width * width;
+  plan.sequence = std::move(sequence);
+  return plan;
+}
+
+void place_buffers(ImportancePlan& plan, float* free) {
+  const int64_t scores = plan.chunks * plan.queries;
+  plan.packed = free;
+  plan.weights = plan.packed + plan.queries * plan.padded_dim;
+  plan.broken = plan.weights + scores * kImportanceKeys;
+  plan.maxima = plan.broken + plan.chunks * kImportanceKeys;
+  plan.sums = plan.maxima + scores;
+  plan.alive = plan.sums + scores;
+}
+
+void score_sequence(const TokenImportanceParams& p, const TokenImportanceKernels& kernels,
+                    const LogitScale& scale, Sequence&& sequence) {
+  if (sequence.rows.empty()) return;
+  ImportancePlan plan = make_plan(p, kernels.width, std::move(sequence));
+  const Scratch buffer(plan.floats());
+  place_buffers(plan, buffer.data());
+  kernels.pack(p, scale, plan);
+  const int64_t products = plan.num_keys * plan.queries * plan.padded_dim;
+  run_tasks(plan.chunks, 0, products >= kParallelProducts,
+            [&](int64_t chunk, float*) { kernels.score(p, scale, plan, chunk); });
+  kernels.normalize(p, plan);
+  run_tasks(plan.chunks, 0, products >= 64 * kParallelProducts,
+            [&](int64_t chunk, float*) { kernels.reduce(p, plan, chunk); });
 }
 
 }  // namespace
@@ -63,8 +76,10 @@ Tensor token_importance_cpu(const Tensor& query, const Tensor& query_index,
   check_packed_values(check, p.query, p.key);
   Tensor importance = torch::stable::new_zeros(query, {p.key.count}, ScalarType::Float);
   p.importance = importance.mutable_data_ptr<float>();
+  const TokenImportanceKernels kernels = token_importance_kernels(p.query.dtype);
+  const LogitScale logit_scale(p.scale, p.softcap);
   for (int64_t b = 0; b < p.query.batch; ++b) {
-    visit_float(p.query.dtype, [&](auto type) { score<typename decltype(type)::type>(p, b); });
+    score_sequence(p, kernels, logit_scale, visible_sequence(check, p.query, p.key, b, 0));
   }
   return importance;
 }

@@ -1,7 +1,8 @@
 // token_importance on CUDA: logits with each split's softmax, then the norms, then the sums over
-// query heads and rows. The keys are read once for a chunk of rows; a chunk is all rows of the call
-// unless their logits would need more scratch than kMostLogits. Nothing is read back, so all of it
-// can be captured in a CUDA graph.
+// query heads and rows. The keys are read once for a chunk of rows. A chunk is all rows of the call
+// unless their logits would need more scratch than kMostLogits; then sums are taken chunk by chunk,
+// and a sequence gives in a batch what it gives alone only to rounding. Nothing is read back: a CUDA
+// graph can capture all of it.
 
 #include <torch/csrc/stable/ops.h>
 
@@ -17,29 +18,18 @@ namespace {
 
 constexpr char kOp[] = "token_importance";
 constexpr int64_t kMostLogits = int64_t{32} << 20;  // 128 MiB
+constexpr int64_t kMostBlocks = 256;
 
 using cuda::ImportanceLaunch;
 using cuda::Launcher;
 
-/// Parts of the keys, so that there are about four blocks for each multiprocessor, each with at least
-/// one tile of the average sequence for every warp.
-int choose_splits(const TokenImportanceParams& op, const Launcher& launcher, int64_t pair_blocks) {
-  constexpr int64_t kMostSplits = 256;
-  constexpr int64_t kKeysPerRound = cuda::kLogitThreads;
-  const int64_t blocks = pair_blocks * op.key.num_kv_heads;
-  const int64_t wanted = (4 * launcher.num_multiprocessors() + blocks - 1) / blocks;
-  const int64_t mean_keys = (op.key.count + op.query.batch - 1) / op.query.batch;
-  const int64_t possible = mean_keys / kKeysPerRound;
-  return static_cast<int>(std::clamp<int64_t>(std::min(wanted, possible), 1, kMostSplits));
-}
-
 template <typename T, int kPairs>
-void launch_logits(const Launcher& launcher, const ImportanceLaunch& launch, int64_t pair_blocks) {
+void launch_logits(const Launcher& launcher, const ImportanceLaunch& launch) {
   constexpr int64_t kUnit = cuda::kPack<T>;
-  const int padded_dim = static_cast<int>((launch.op.query.head_dim + kUnit - 1) / kUnit * kUnit);
-  const dim3 grid(static_cast<unsigned>(pair_blocks),
-                  static_cast<unsigned>(launch.op.key.num_kv_heads),
-                  static_cast<unsigned>(launch.num_splits));
+  const TokenImportanceParams& op = launch.op;
+  const int padded_dim = static_cast<int>((op.query.head_dim + kUnit - 1) / kUnit * kUnit);
+  const dim3 grid(static_cast<unsigned>(op.query.batch * launch.most_blocks),
+                  static_cast<unsigned>(op.key.num_kv_heads));
   launcher.launch(cuda::token_importance_logits_kernel<T, kPairs>, grid, cuda::kLogitThreads,
                   cuda::logits_shared_bytes<T, kPairs>(padded_dim), launch, padded_dim);
 }
@@ -51,11 +41,14 @@ void launch_chunks(const Launcher& launcher, ImportanceLaunch launch, const Tens
   const TokenImportanceParams& op = launch.op;
   const int64_t logits_of_row = op.query.num_heads * op.key.count;
   const int64_t chunk = std::clamp<int64_t>(kMostLogits / logits_of_row, 1, op.query.rows);
-  const int64_t pair_blocks = cuda::max_pair_blocks(chunk, launch.group, kPairs, op.query.batch);
-  launch.num_splits = choose_splits(op, launcher, pair_blocks);
+  const int64_t wanted = 4 * launcher.num_multiprocessors();  // blocks of a sequence
+  launch.most_blocks = static_cast<int>(std::clamp<int64_t>(
+      (wanted + op.key.num_kv_heads - 1) / op.key.num_kv_heads, 1, kMostBlocks));
+  const int most_splits =
+      cuda::num_key_splits(1, op.key.count, cuda::kLeastKeys, launch.most_blocks);
   const int64_t places = chunk * op.query.num_heads;
   const Tensor logits = cuda::new_words(query, chunk * logits_of_row);
-  const Tensor stats = cuda::new_words(query, launch.num_splits * places * 2);
+  const Tensor stats = cuda::new_words(query, most_splits * places * 2);
   const Tensor norms = cuda::new_words(query, places * 2);
   launch.logits = static_cast<float*>(logits.mutable_data_ptr());
   launch.stats = static_cast<float2*>(stats.mutable_data_ptr());
@@ -66,7 +59,7 @@ void launch_chunks(const Launcher& launcher, ImportanceLaunch launch, const Tens
   for (int64_t row = 0; row < op.query.rows; row += chunk) {
     launch.first_row = row;
     launch.end_row = std::min(row + chunk, op.query.rows);
-    launch_logits<T, kPairs>(launcher, launch, pair_blocks);
+    launch_logits<T, kPairs>(launcher, launch);
     launcher.launch(cuda::token_importance_norms_kernel, blocks(places, cuda::kNormThreads),
                     cuda::kNormThreads, 0, launch);
     launcher.launch(cuda::token_importance_reduce_kernel, blocks(op.key.count, cuda::kReduceKeys),

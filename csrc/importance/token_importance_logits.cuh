@@ -18,10 +18,10 @@ struct ImportanceLaunch {
   int64_t first_row;  // of the chunk
   int64_t end_row;
   int group;        // query heads that share a key head
-  int num_splits;   // parts of the keys, each worked on by blocks of its own
+  int most_blocks;  // that one sequence is worked on by, for one key head
   bool vectorized;  // every row of query and key can be read in packs of 16 bytes
   float* logits;    // [rows of the chunk, H, K], written where the row sees the key
-  float2* stats;    // [num_splits, rows of the chunk, H], see SoftmaxPart
+  float2* stats;    // [splits, rows of the chunk, H], see SoftmaxPart
   float2* norms;    // [rows of the chunk, H]: maximum, 1 / sum; 0 or kNoQuery if there is no sum
 
   __device__ __forceinline__ int64_t place(int64_t row, int64_t head) const {
@@ -31,6 +31,29 @@ struct ImportanceLaunch {
     return (end_row - first_row) * op.query.num_heads;
   }
 };
+
+/// How the work on one sequence's rows of the chunk is divided. Nothing depends on other sequences.
+struct ImportancePlan {
+  Range rows;
+  Range keys;
+  int num_splits;  // of the keys
+};
+
+/// Pairs of a block as far as splitting is concerned, and so for the order of sums: it must not
+/// depend on the pairs that a block really has, which are chosen for the batch as a whole.
+constexpr int kPairsPerSplit = 16;
+/// A split has at least a tile of 32 keys for every warp.
+constexpr int kLeastKeys = kLogitThreads;
+
+__device__ __forceinline__ ImportancePlan plan_sequence(const ImportanceLaunch& launch, int64_t b) {
+  const TokenImportanceParams& op = launch.op;
+  ImportancePlan plan;
+  plan.rows = sequence_range(op.query.offsets, b, {launch.first_row, launch.end_row});
+  plan.keys = sequence_range(op.key.offsets, b, {0, op.key.count});
+  plan.num_splits = num_key_splits(num_pair_blocks(plan.rows.size(), launch.group, kPairsPerSplit),
+                                   plan.keys.size(), kLeastKeys, launch.most_blocks);
+  return plan;
+}
 
 /// Marks, as a sum or as a norm, a query head that holds a NaN.
 constexpr float kNoQuery = -1.0f;
@@ -157,7 +180,7 @@ __device__ __forceinline__ void read_pairs(const ImportanceLaunch& launch, const
                                            PairShared<kPairs>& shared, float* queries,
                                            int padded_dim) {
   const Queries& query = launch.op.query;
-  const int num_pairs = static_cast<int>(pairs.count);
+  const int num_pairs = pairs.count;
   const auto head_of = [&](int pair) {
     return static_cast<int64_t>(blockIdx.y) * launch.group + (pairs.begin + pair) % launch.group;
   };
@@ -201,7 +224,8 @@ __device__ __forceinline__ void take_logits(const ImportanceLaunch& launch,
 template <int kPairs>
 __device__ __forceinline__ void finish_parts(const ImportanceLaunch& launch,
                                              PairShared<kPairs>& shared,
-                                             SoftmaxPart (&parts)[kPairs], int num_pairs) {
+                                             SoftmaxPart (&parts)[kPairs], int num_pairs,
+                                             int split) {
 #pragma unroll
   for (int pair = 0; pair < kPairs; ++pair) {
     if (pair >= num_pairs) break;
@@ -220,59 +244,42 @@ __device__ __forceinline__ void finish_parts(const ImportanceLaunch& launch,
     SoftmaxPart sum;
     for (int warp = 0; warp < kLogitWarps; ++warp) sum.add(shared.parts[warp][pair]);
     const bool skipped = shared.holds_nan[pair] != 0 || shared.query_index[pair] < 0;
-    launch.stats[blockIdx.z * launch.num_places() + shared.place[pair]] = {
-        sum.maximum, skipped ? kNoQuery : sum.sum};
+    launch.stats[split * launch.num_places() + shared.place[pair]] = {sum.maximum,
+                                                                      skipped ? kNoQuery : sum.sum};
   }
 }
 
-/// \brief Logits of a block of (token, head) pairs over one split of their sequence's keys.
+/// \brief Goes through the block's part of the keys: logits, and the pairs' softmax over them.
 ///
-/// Grid (blocks of pairs, key heads, splits). Every warp takes tiles of 32 keys of its own, a lane a
-/// key, through its own two buffers: the next piece of 128 bytes a key is under way while this one is
-/// multiplied, and warps do not wait for each other. A key is read once for all pairs of the block.
-///
-/// query [R, H, D], key store [num_slots, Hkv, D] -> launch.logits, launch.stats
-/// \tparam T of the queries and keys
-/// \tparam kPairs pairs of a block
+/// Every warp takes tiles of 32 keys of its own, a lane a key, through its own two buffers: the next
+/// piece of 128 bytes a key is under way while this one is multiplied, and warps do not wait for
+/// each other.
+/// \param tiles of 32 keys, counted from keys.begin
+/// \param queries shared [kPairs, padded_dim]
+/// \param pieces shared, the warp's own [2, 32, kPieceStride]
 template <typename T, int kPairs>
-__global__ void __launch_bounds__(kLogitThreads, 4)
-    token_importance_logits_kernel(const ImportanceLaunch launch, int padded_dim) {
-  extern __shared__ __align__(16) unsigned char shared_bytes[];
-  float* queries = reinterpret_cast<float*>(shared_bytes);  // [kPairs, padded_dim]
-  const int warp = threadIdx.x / kWarpSize;
-  T* pieces = reinterpret_cast<T*>(queries + kPairs * padded_dim) +
-              warp * 2 * kPieceElements<T>;  // [2, 32, kPieceStride]
-  __shared__ PairShared<kPairs> shared;
-
-  const TokenImportanceParams& op = launch.op;
-  const PairBlock pairs =
-      pair_block(op.query.offsets, op.query.batch, {launch.first_row, launch.end_row}, launch.group,
-                 kPairs, blockIdx.x);
-  if (pairs.count == 0) return;
-  const int num_pairs = static_cast<int>(pairs.count);
-  read_pairs<T>(launch, pairs, shared, queries, padded_dim);
+__device__ __forceinline__ void run_tiles(const ImportanceLaunch& launch, Range keys, Range tiles,
+                                          const PairShared<kPairs>& shared, const float* queries,
+                                          int padded_dim, T* pieces, int num_pairs,
+                                          SoftmaxPart (&parts)[kPairs]) {
+  const Keys& key = launch.op.key;
+  const T* store = static_cast<const T*>(key.data) + blockIdx.y * key.head_stride;
+  const int num_pieces = (padded_dim + kPieceDims<T> - 1) / kPieceDims<T>;
   int highest = -1;
   for (int pair = 0; pair < num_pairs; ++pair) highest = max(highest, shared.query_index[pair]);
 
-  const Range keys = sequence_range(op.key.offsets, pairs.sequence, {0, op.key.count});
-  const int64_t tiles = (keys.size() + kWarpSize - 1) / kWarpSize;
-  const int64_t end_tile = tiles * (blockIdx.z + 1) / launch.num_splits;
-  const T* store = static_cast<const T*>(op.key.data) + blockIdx.y * op.key.head_stride;
-  const int num_pieces = (padded_dim + kPieceDims<T> - 1) / kPieceDims<T>;
-
-  SoftmaxPart parts[kPairs];
-  int64_t tile = tiles * blockIdx.z / launch.num_splits + warp;
+  int64_t tile = tiles.begin + threadIdx.x / kWarpSize;
   LaneKey current{0, -1, kNoKey};
-  if (tile < end_tile) {
-    current = read_lane_key(op.key, keys, tile, highest);
+  if (tile < tiles.end) {
+    current = read_lane_key(key, keys, tile, highest);
     load_piece(pieces, store, launch, current.slot, 0);
   }
   copy_async_commit();
   int buffer = 0;
-  for (; tile < end_tile; tile += kLogitWarps) {
+  for (; tile < tiles.end; tile += kLogitWarps) {
     LaneKey next{0, -1, kNoKey};
-    const bool more = tile + kLogitWarps < end_tile;
-    if (more) next = read_lane_key(op.key, keys, tile + kLogitWarps, highest);
+    const bool more = tile + kLogitWarps < tiles.end;
+    if (more) next = read_lane_key(key, keys, tile + kLogitWarps, highest);
     float products[kPairs];
 #pragma unroll
     for (int pair = 0; pair < kPairs; ++pair) products[pair] = 0.0f;
@@ -287,16 +294,50 @@ __global__ void __launch_bounds__(kLogitThreads, 4)
       copy_async_wait<1>();
       __syncwarp();  // this piece is here, for every lane
       const int first = piece * kPieceDims<T>;
-      add_products(products,
-                   pieces + buffer * kPieceElements<T> + threadIdx.x % kWarpSize * kPieceStride<T>,
-                   queries + first, padded_dim, min(kPieceDims<T>, padded_dim - first), num_pairs);
+      const T* lane_piece =
+          pieces + buffer * kPieceElements<T> + threadIdx.x % kWarpSize * kPieceStride<T>;
+      add_products(products, lane_piece, queries + first, padded_dim,
+                   min(kPieceDims<T>, padded_dim - first), num_pairs);
       __syncwarp();  // before it is overwritten
       buffer = 1 - buffer;
     }
     take_logits(launch, shared, products, current, parts, num_pairs);
     current = next;
   }
-  finish_parts(launch, shared, parts, num_pairs);
+  copy_async_wait<0>();
+}
+
+/// \brief Logits of blocks of (token, head) pairs over splits of their sequence's keys.
+///
+/// Grid (batch · most_blocks, key heads): the blocks of a sequence take its blocks of pairs and
+/// splits in turn. All pairs of a block share one read of a key.
+///
+/// query [R, H, D], key store [num_slots, Hkv, D] -> launch.logits, launch.stats
+/// \tparam T of the queries and keys
+/// \tparam kPairs pairs of a block
+template <typename T, int kPairs>
+__global__ void __launch_bounds__(kLogitThreads, 4)
+    token_importance_logits_kernel(const ImportanceLaunch launch, int padded_dim) {
+  extern __shared__ __align__(16) unsigned char shared_bytes[];
+  float* queries = reinterpret_cast<float*>(shared_bytes);  // [kPairs, padded_dim]
+  T* pieces = reinterpret_cast<T*>(queries + kPairs * padded_dim) +
+              threadIdx.x / kWarpSize * 2 * kPieceElements<T>;
+  __shared__ PairShared<kPairs> shared;
+
+  const ImportancePlan plan = plan_sequence(launch, blockIdx.x / launch.most_blocks);
+  const int64_t blocks = num_pair_blocks(plan.rows.size(), launch.group, kPairs);
+  const int64_t tiles = (plan.keys.size() + kWarpSize - 1) / kWarpSize;
+  for (int64_t item = blockIdx.x % launch.most_blocks; item < blocks * plan.num_splits;
+       item += launch.most_blocks) {
+    const PairBlock pairs = pair_block(plan.rows, launch.group, kPairs, item % blocks);
+    const int split = static_cast<int>(item / blocks);
+    const Range part{tiles * split / plan.num_splits, tiles * (split + 1) / plan.num_splits};
+    SoftmaxPart parts[kPairs];
+    __syncthreads();  // the item before has been finished
+    read_pairs<T>(launch, pairs, shared, queries, padded_dim);
+    run_tiles(launch, plan.keys, part, shared, queries, padded_dim, pieces, pairs.count, parts);
+    finish_parts(launch, shared, parts, pairs.count, split);
+  }
 }
 
 /// Dynamic shared memory of the kernel, in bytes.

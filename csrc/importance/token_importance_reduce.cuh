@@ -10,7 +10,7 @@ constexpr int kNormThreads = 128;
 constexpr int kReduceKeys = 32;  // of a block, neighbouring threads
 constexpr int kReduceLanes = 8;  // threads that share a key
 
-/// \brief launch.stats [num_splits, rows, H] -> launch.norms [rows, H], splits in their order.
+/// \brief launch.stats [splits, rows, H] -> launch.norms [rows, H], splits in their order.
 ///
 /// A thread for each (row, head) of the chunk.
 __global__ void __launch_bounds__(kNormThreads)
@@ -18,9 +18,13 @@ __global__ void __launch_bounds__(kNormThreads)
   const int64_t place = static_cast<int64_t>(blockIdx.x) * kNormThreads + threadIdx.x;
   const int64_t num_places = launch.num_places();
   if (place >= num_places) return;
+  const Queries& query = launch.op.query;
+  const int64_t row = launch.first_row + place / query.num_heads;
+  const int num_splits =
+      plan_sequence(launch, sequence_of(query.offsets, query.batch, row)).num_splits;
   SoftmaxPart all;
   bool skipped = false;
-  for (int split = 0; split < launch.num_splits; ++split) {
+  for (int split = 0; split < num_splits; ++split) {
     const float2 part = launch.stats[split * num_places + place];
     skipped = skipped || part.y == kNoQuery;
     all.add(part);
@@ -29,42 +33,26 @@ __global__ void __launch_bounds__(kNormThreads)
                          skipped ? kNoQuery : (all.sum > 0.0f ? 1.0f / all.sum : 0.0f)};
 }
 
-/// The last sequence whose keys begin at or before `key`. offsets: [batch + 1]
-__device__ __forceinline__ int64_t sequence_of(const int64_t* offsets, int64_t batch, int64_t key) {
-  int64_t low = 0;
-  int64_t high = batch - 1;
-  while (low < high) {
-    const int64_t middle = (low + high + 1) / 2;
-    if (offsets[middle] <= key) {
-      low = middle;
-    } else {
-      high = middle - 1;
-    }
-  }
-  return low;
-}
-
 /// One lane's share of the probabilities that the chunk's rows give a key.
 __device__ __forceinline__ float sum_probabilities(const ImportanceLaunch& launch, int64_t key,
                                                    int lane) {
   const TokenImportanceParams& op = launch.op;
   const int64_t b = sequence_of(op.key.offsets, op.query.batch, key);
-  const Range keys = sequence_range(op.key.offsets, b, {0, op.key.count});
-  const Range rows = sequence_range(op.query.offsets, b, {launch.first_row, launch.end_row});
+  const ImportancePlan plan = plan_sequence(launch, b);
   const int index = narrow_index(op.key.index[key]);
-  if (key < keys.begin || key >= keys.end || index < 0 ||
+  if (key < plan.keys.begin || key >= plan.keys.end || index < 0 ||
       !is_used(op.key.slots[key], op.key.num_slots)) {
     return 0.0f;
   }
   const int num_heads = static_cast<int>(op.query.num_heads);
-  int64_t row = rows.begin;
+  int64_t row = plan.rows.begin;
   float sum = 0.0f;
-  for (int head = lane; row < rows.end; head += kReduceLanes) {
+  for (int head = lane; row < plan.rows.end; head += kReduceLanes) {
     while (head >= num_heads) {
       head -= num_heads;
       ++row;
     }
-    if (row >= rows.end) break;
+    if (row >= plan.rows.end) break;
     if (index > narrow_index(op.query.index[row])) continue;
     const int64_t place = launch.place(row, head);
     const float2 norm = launch.norms[place];

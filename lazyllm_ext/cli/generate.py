@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -98,7 +97,7 @@ def generate(request: Request) -> int:
     _check_context(model, ids.size(1), request.max_new_tokens)
     with as_input_error(ValueError, TypeError):
         lazy = lazyllm_ext.apply(model, schedule)
-    run = Run(request, tokenizer, lazy, ids.to(device))
+    run = Run(request, folder.name, tokenizer, lazy, ids.to(device))
     try:
         return run.all()
     except KeyboardInterrupt:
@@ -119,8 +118,10 @@ def _check_context(model: Any, prompt_tokens: int, new_tokens: int) -> None:
 class Run:
     """One request on one loaded model."""
 
-    def __init__(self, request: Request, tokenizer: Any, lazy: lazyllm_ext.Lazy, ids: Tensor):
-        self.request, self.tokenizer = request, tokenizer
+    def __init__(
+        self, request: Request, name: str, tokenizer: Any, lazy: lazyllm_ext.Lazy, ids: Tensor
+    ):
+        self.request, self.name, self.tokenizer = request, name, tokenizer
         self.lazy, self.model, self.ids = lazy, lazy.model, ids  # ids [1, n]
         self.stream = self._new_stream()
 
@@ -143,7 +144,7 @@ class Run:
             self._warm_up()
             dense = self._answer()
         outcome = show.Outcome(
-            model=Path(self.request.model).name,
+            model=self.name,
             dtype=str(self.model.dtype).removeprefix("torch."),
             device=str(self.model.device),
             schedule=self.lazy.schedule.name or self.request.schedule,

@@ -100,8 +100,10 @@ def _convert(gguf: Path, target: Path) -> None:
     import torch
     import transformers
 
-    threshold = transformers.utils.logging.get_verbosity()
-    transformers.utils.logging.set_verbosity_error()
+    logging = transformers.utils.logging
+    threshold, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         model: Any = transformers.AutoModelForCausalLM.from_pretrained(
@@ -118,7 +120,9 @@ def _convert(gguf: Path, target: Path) -> None:
             f"demo model: expected the packages of `pip install lazyllm-ext[demo]`, got: {error}"
         ) from error
     finally:
-        transformers.utils.logging.set_verbosity(threshold)
+        logging.set_verbosity(threshold)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _put(made: Path, folder: Path) -> None:
