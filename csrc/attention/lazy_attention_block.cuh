@@ -292,7 +292,7 @@ __device__ __forceinline__ TileView view_tile(const TileKeys<kKeys>& keys, int2 
           __any_sync(kFullWarp, mixed) != 0};
 }
 
-/// Sums of a split in which a pair saw no key, or saw keys with logits of -inf only. Others are > 0.
+/// Sums of a split in which a pair saw no key, or saw only logits of -inf. Others are > 0.
 constexpr float kSawNothing = 0.0f;
 constexpr float kSawOnlyMinusInfinity = -1.0f;
 

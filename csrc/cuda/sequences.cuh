@@ -78,8 +78,8 @@ __host__ __device__ __forceinline__ int64_t num_pair_blocks(int64_t num_rows, in
   return (num_rows * group + block - 1) / block;
 }
 
-/// Block `number` of a sequence's num_pair_blocks. The last rows come first, since they see the most
-/// keys and so run longest.
+/// Block `number` of a sequence's num_pair_blocks. The last rows come first, since they see the
+/// most keys and so run longest.
 __device__ __forceinline__ PairBlock pair_block(Range rows, int group, int block, int64_t number) {
   const int64_t begin = (num_pair_blocks(rows.size(), group, block) - 1 - number) * block;
   const int64_t left = rows.size() * group - begin;

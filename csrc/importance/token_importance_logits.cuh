@@ -251,9 +251,9 @@ __device__ __forceinline__ void finish_parts(const ImportanceLaunch& launch,
 
 /// \brief Goes through the block's part of the keys: logits, and the pairs' softmax over them.
 ///
-/// Every warp takes tiles of 32 keys of its own, a lane a key, through its own two buffers: the next
-/// piece of 128 bytes a key is under way while this one is multiplied, and warps do not wait for
-/// each other.
+/// Every warp takes tiles of 32 keys of its own, a lane a key, through its own two buffers: the
+/// next piece of 128 bytes a key is under way while this one is multiplied, and warps do not wait
+/// for each other.
 /// \param tiles of 32 keys, counted from keys.begin
 /// \param queries shared [kPairs, padded_dim]
 /// \param pieces shared, the warp's own [2, 32, kPieceStride]

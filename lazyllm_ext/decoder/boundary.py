@@ -154,8 +154,8 @@ def revive_(
     number = boundary.number
     if boundary.max_revive < 0:
         revived = choice.place[choice.waits]
-        return choice, revived, take_waiting_(state, number, revived)
-    limit = [boundary.max_revive for _ in choice.bounds]
+        return choice, revived, take_waiting_(state, number, revived, True)
+    limit = [min(boundary.max_revive, bound) for bound in choice.bounds]
     index, offsets, _ = _select(
         state,
         boundary,
@@ -169,7 +169,7 @@ def revive_(
     revived = _places(index, offsets, table_columns(state))
     if not step.fixed:
         revived = revived[revived >= 0]
-    hidden = take_waiting_(state, number, revived)
+    hidden = take_waiting_(state, number, revived, not step.fixed)
     left_out = read(state.aux_slot[number], choice.place) >= 0
     return _leave_out(choice, left_out, step.fixed), revived, hidden
 

@@ -144,6 +144,10 @@ class LazyDecoder(nn.Module):
         Returns:
             [Σ_b min(logits_to_keep, new_counts[b]), vocab] logits, packed like the rows.
         """
+        if torch.is_grad_enabled() and hidden.requires_grad:
+            raise RuntimeError(
+                "step: inference only: hidden requires grad; call it under torch.no_grad()"
+            )
         protect_last = self.window
         if len(self.boundaries) > 0:
             protect_last = last_protected(new_counts, self.window, logits_to_keep)

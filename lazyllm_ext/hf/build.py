@@ -49,11 +49,16 @@ def parts_of(model: Any, family: Family) -> list[tuple[dict[str, Any], str, Any]
     """
     base = model.model
     parts = [(model._modules, "lm_head"), (base._modules, "norm"), (base._modules, "embed_tokens")]
+    parts.append((base.norm._parameters, "weight"))
     parts += [(base.rotary_emb._buffers, name) for name in base.rotary_emb._buffers]
     for layer in base.layers[: model.config.num_hidden_layers]:
         parts += [(layer._modules, name) for name in ("self_attn", "mlp", *family.norms)]
         attention = layer.self_attn._modules
         parts += [(attention, name) for name in family.attention_children]
+        norms = [getattr(layer, name) for name in family.norms]
+        if family.head_norms:
+            norms += [layer.self_attn.q_norm, layer.self_attn.k_norm]
+        parts += [(norm._parameters, "weight") for norm in norms]
     return [(table, name, table[name]) for table, name in parts]
 
 

@@ -172,5 +172,5 @@ def _check_length(rows: Rows, cache: LazyCache, max_tokens: int | None) -> None:
 
 def output(logits: Tensor, cache: LazyCache | None, as_dict: bool) -> Any:
     """What a transformers model returns."""
-    result = CausalLMOutputWithPast(logits=logits, past_key_values=cache)
+    result = CausalLMOutputWithPast(logits=logits, past_key_values=cache)  # type: ignore[call-arg, unused-ignore]
     return result if as_dict else result.to_tuple()

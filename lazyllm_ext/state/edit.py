@@ -18,12 +18,13 @@ def crop_(state: LazyState, counts: List[int]) -> None:
         ValueError: a count is negative or larger than the sequence.
     """
     for sequence, count in enumerate(counts):
-        length = state.host_length[sequence]
-        if count < 0 or count > length:
+        if count < 0 or count > state.host_length[sequence]:
             raise ValueError(
-                f"crop: counts[{sequence}]: expected 0 to {length}, the sequence's length, "
-                f"got {count}"
+                f"crop: counts[{sequence}]: expected 0 to {state.host_length[sequence]}, the "
+                f"sequence's length, got {count}"
             )
+    for sequence, count in enumerate(counts):
+        length = state.host_length[sequence]
         begin = length - count
         for stage in range(len(state.slot)):
             row = state.slot[stage][sequence, begin:length]
@@ -51,7 +52,7 @@ def select_sequences(state: LazyState, index: Tensor) -> LazyState:
     """
     order: List[int] = index.tolist()
     # A slot may have been dropped from every table: let compaction find out.
-    dropped = len(order) < state.length.size(0)
+    dropped = torch.unique(index).size(0) < state.length.size(0)
     freed = list(state.used_bound if dropped else state.freed)
     return LazyState(
         keys=state.keys,

@@ -2,7 +2,8 @@
 
 A store is never filled twice in the same place: rows are appended, and what crops and revivals
 leave behind is removed by compaction when it is worth a copy. Growing is by an eighth, so a token
-costs a bounded number of copies, and a store is at most an eighth larger than what it holds.
+costs a bounded number of copies, and a store is at most an eighth, or 16 rows, larger than what it
+holds.
 """
 
 from typing import List
@@ -47,12 +48,11 @@ def compact_kv_(state: LazyState, spec: StoreSpec, stage: int) -> None:
     """Close the holes that cropped tokens left in the stores of a stage."""
     live = _live_slots(state.slot[stage])
     rows = live.size(0)
-    room = _room_for(rows, True)
     capacity = 0
     for layer in spec.stage_layers[stage]:
         capacity = state.keys[layer].size(0)
-        state.keys[layer] = _resized(state.keys[layer].index_select(0, live), room, rows)
-        state.values[layer] = _resized(state.values[layer].index_select(0, live), room, rows)
+        state.keys[layer] = state.keys[layer].index_select(0, live)
+        state.values[layer] = state.values[layer].index_select(0, live)
     state.slot[stage] = _compacted_table(state.slot[stage], capacity, live)
     _set_used_(state, stage, rows)
     state.freed[stage] = 0
@@ -101,6 +101,8 @@ def reserve_aux_(state: LazyState, boundary: int, rows: int) -> None:
     if state.used_bound[counter] + rows <= state.aux[boundary].size(0):
         return
     exact_counts_(state)
+    held = int((state.aux_slot[boundary] >= 0).sum().item())
+    state.freed[counter] = max(state.used_bound[counter] - held, 0)
     if state.freed[counter] * 16 > state.aux[boundary].size(0):
         compact_aux_(state, boundary)
     used = state.used_bound[counter]
@@ -139,13 +141,18 @@ def put_waiting_(state: LazyState, boundary: int, place: Tensor, hidden: Tensor)
     write_(state.aux_slot[boundary], place, slots)
 
 
-def take_waiting_(state: LazyState, boundary: int, place: Tensor) -> Tensor:
-    """Hidden states [R, hidden] of waiting tokens, which wait no more; zeros where place is -1."""
+def take_waiting_(state: LazyState, boundary: int, place: Tensor, exact: bool) -> Tensor:
+    """Hidden states [R, hidden] of waiting tokens, which wait no more; zeros where place is -1.
+
+    `exact`: no place is -1, so that the host knows how many slots become free. Otherwise they are
+    counted when the store is full.
+    """
     slots = read(state.aux_slot[boundary], place)
     hidden = torch.ops.lazyllm.aux_gather(state.aux[boundary], slots)
     write_(state.aux_slot[boundary], place, torch.full_like(place, -1))
     state.revived[boundary] += (place >= 0).sum()
-    state.freed[len(state.slot) + boundary] += place.size(0)
+    if exact:
+        state.freed[len(state.slot) + boundary] += place.size(0)
     return hidden
 
 
