@@ -315,8 +315,9 @@ __device__ __forceinline__ void run_tiles(const ImportanceLaunch& launch, Range 
 /// query [R, H, D], key store [num_slots, Hkv, D] -> launch.logits, launch.stats
 /// \tparam T of the queries and keys
 /// \tparam kPairs pairs of a block
+// Three blocks a multiprocessor where four would leave too few registers for 16 pairs.
 template <typename T, int kPairs>
-__global__ void __launch_bounds__(kLogitThreads, 4)
+__global__ void __launch_bounds__(kLogitThreads, kPairs == 16 ? 3 : 4)
     token_importance_logits_kernel(const ImportanceLaunch launch, int padded_dim) {
   extern __shared__ __align__(16) unsigned char shared_bytes[];
   float* queries = reinterpret_cast<float*>(shared_bytes);  // [kPairs, padded_dim]
