@@ -305,7 +305,12 @@ def test_interrupt(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch, quie
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(Stream, "put", put_and_interrupt)
-    ran = run("generate", "--model", folder, "--prompt", PROMPT, *quiet)
+    # A shell starts background jobs with interrupts ignored: the test must not depend on it.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        ran = run("generate", "--model", folder, "--prompt", PROMPT, *quiet)
+    finally:
+        signal.signal(signal.SIGINT, handler)
     assert ran.status == 130
     assert ran.stderr == "lazyllm-ext: interrupted after 3 tokens\n"
     assert "tokens computed" not in ran.stdout
