@@ -61,13 +61,18 @@ def test_interrupt_while_loading(run: Callable[..., Ran], monkeypatch: pytest.Mo
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(info, "collect", interrupt)
-    ran = run("info")
+    # A shell starts background jobs with interrupts ignored: the test must not depend on it.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        ran = run("info")
+    finally:
+        signal.signal(signal.SIGINT, handler)
     assert ran == Ran(130, "", "lazyllm-ext: interrupted\n")
 
 
 def in_a_process(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **variables}, capture_output=True,
+        [sys.executable, "-I", "-c", code], env={**os.environ, **variables}, capture_output=True,
         text=True, check=False,
     )  # fmt: skip
 
