@@ -3,14 +3,19 @@
     python benchmarks/run.py model --model FOLDER --prompt-tokens 4096
 
 transformers runs with SDPA attention in the same process, on the same weights and the same real
-text. Every generation is greedy. TTFT ends when the first token is there.
+text. Every generation is greedy. TTFT ends when the first token is there. Before anything is
+timed, it is verified: `dense` against transformers on the same prompt, a pruned schedule against the
+tests' oracle on a shorter one.
 """
 
 import statistics
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +27,11 @@ from transformers.generation.streamers import BaseStreamer
 import lazyllm_ext
 from lazyllm_ext import state as book
 from lazyllm_ext.cost import prefill_operations
+from lazyllm_ext.schedule import PruningSchedule
+
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+from helpers import full_attention  # noqa: E402
+from oracle import Oracle  # noqa: E402
 
 OURS = ("dense", "paper", "balanced", "fast")
 
@@ -91,7 +101,7 @@ class Bench:
             )
         return clock
 
-    def prefill_state(self, ids: Tensor, schedule: str) -> tuple[Any, Any]:
+    def prefill_state(self, ids: Tensor, schedule: str | PruningSchedule) -> tuple[Any, Any]:
         """Decoder and state after a prefill of [n] ids."""
         decoder = lazyllm_ext.LazyDecoder.from_model(self.model, schedule)
         with torch.no_grad():
@@ -101,9 +111,48 @@ class Bench:
         return decoder, state
 
 
+# Of the largest logit: rounding of two orders of summation, over all layers.
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
+
+
+def verify_dense(bench: Bench, ids: Tensor, mask: Tensor) -> None:
+    """The last logits of `dense` are transformers', for [B, n] ids and their mask."""
+    logits = []
+    for schedule in (None, "dense"):
+        with bench.under(schedule), torch.no_grad():
+            # Positions as generate gives them: the padding is not counted.
+            positions = (mask.cumsum(-1) - 1).clamp(min=0)
+            output = bench.model(ids, attention_mask=mask, position_ids=positions, logits_to_keep=1)
+            logits.append(output.logits[:, -1].float())
+    expected, got = logits
+    error = float((got - expected).abs().max() / expected.abs().max())
+    if not error <= TOLERANCE[bench.model.dtype]:
+        raise SystemExit(f"dense: logits differ from transformers' by {error:.1e} of the largest")
+
+
+def verify_pruned(bench: Bench, schedule: str, tokens: int = 384) -> None:
+    """In every stage the tokens of the oracle, up to a near tie, and its last logits."""
+    ids = bench.prompt(tokens)
+    pruned = replace(PruningSchedule.load(schedule), min_tokens=0)
+    decoder = lazyllm_ext.LazyDecoder.from_model(bench.model, pruned)
+    with torch.no_grad():
+        hidden = decoder.embed_tokens(ids)
+        state = decoder.new_state(1, hidden)
+        logits = decoder.step(hidden, torch.arange(tokens), [tokens], state, 1)
+        active = [book.active(state, s + 1, 0).tolist() for s in range(len(decoder.boundaries))]
+        oracle = Oracle(bench.model, pruned.resolve(full_attention(bench.model)))
+        expected = oracle.step(ids.tolist(), list(range(tokens)), 1, follow=active)
+    error = float((logits - expected).abs().max() / expected.abs().max())
+    if active != oracle.active[1:] or not error <= TOLERANCE[bench.model.dtype]:
+        raise SystemExit(f"{schedule}: not what the oracle computes; logits differ by {error:.1e}")
+
+
 def speed(bench: Bench, tokens: int, new_tokens: int, rounds: int, ours: list[str]) -> dict:
     """TTFT and decoding, and how near TTFT comes to what its operations allow."""
     ids = bench.prompt(tokens).unsqueeze(0)
+    verify_dense(bench, ids, torch.ones_like(ids))
+    for name in ours:
+        verify_pruned(bench, name)
     names: dict[str, str | None] = {"transformers": None, **{name: name for name in ours}}
     clocks = interleave(
         {name: lambda s=s: bench.generate(ids, new_tokens, s) for name, s in names.items()}, rounds
@@ -145,6 +194,8 @@ def padded_batch(bench: Bench, shortest: int, longest: int, size: int, rounds: i
     for row, length in enumerate(lengths):
         ids[row, longest - length :] = bench.prompt(length, start=97 * row)
         mask[row, longest - length :] = 1
+
+    verify_dense(bench, ids, mask)
 
     def run(schedule: str | None) -> float:
         begin = time.perf_counter()
