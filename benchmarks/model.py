@@ -3,9 +3,9 @@
     python benchmarks/run.py model --model FOLDER --prompt-tokens 4096
 
 transformers runs with SDPA attention in the same process, on the same weights and the same real
-text. Every generation is greedy. TTFT ends when the first token is there. Before anything is
-timed, it is verified: `dense` against transformers on the same prompt, a pruned schedule against the
-tests' oracle on a shorter one.
+text. Every generation is greedy. TTFT ends when the first token is there. Before it times, it
+verifies: `dense` against transformers on the same prompt, a pruned schedule against the tests'
+oracle on a shorter one.
 """
 
 import statistics
@@ -30,8 +30,8 @@ from lazyllm_ext.cost import prefill_operations
 from lazyllm_ext.schedule import PruningSchedule
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
-from helpers import full_attention  # noqa: E402
-from oracle import Oracle  # noqa: E402
+from helpers import full_attention
+from oracle import Oracle
 
 OURS = ("dense", "paper", "balanced", "fast")
 

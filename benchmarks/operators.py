@@ -12,6 +12,8 @@ import torch
 from timing import interleave, seconds
 from torch import Tensor
 
+import lazyllm_ext  # noqa: F401
+
 OPS = torch.ops.lazyllm
 HEADS, KV_HEADS, DIM = 9, 3, 64  # SmolLM2-135M
 

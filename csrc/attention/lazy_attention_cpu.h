@@ -66,7 +66,6 @@ struct FewTask {
 struct LazyAttentionKernels {
   int64_t width;  // floats of a vector
   int64_t lanes;
-  int64_t tile_rows;
 
   // Keys and values slots[0 .. count - 1] of one kv head -> one packed block.
   void (*pack_block)(const LazyAttentionParams& params, const PanelShape& shape, int64_t kv_head,

@@ -2,9 +2,7 @@
 
 #include <torch/csrc/stable/ops.h>
 
-#include <cstring>
-#include <utility>
-#include <vector>
+#include <algorithm>
 
 #include "../cpu/scratch.h"
 #include "../cpu/tasks.h"
@@ -18,6 +16,10 @@ namespace {
 // Multiplications that are worth waking the threads for: about 20 us of one core.
 constexpr int64_t kParallelProducts = 256 * 1024;
 
+// Weights that are kept at once, 64 MiB: a sequence's rows are scored in parts, and the keys read once
+// for each of them. It depends on the sequence alone, so that a batch changes no result.
+constexpr int64_t kWeightsAtOnce = 16 * 1024 * 1024;
+
 TokenImportanceKernels token_importance_kernels(ScalarType dtype) {
   TokenImportanceKernels kernels;
   visit_float(dtype, [&](auto type) {
@@ -27,14 +29,17 @@ TokenImportanceKernels token_importance_kernels(ScalarType dtype) {
   return kernels;
 }
 
-ImportancePlan make_plan(const TokenImportanceParams& p, int64_t width, Sequence&& sequence) {
+ImportancePlan make_plan(const TokenImportanceParams& p, int64_t width, const Sequence& sequence,
+                         int64_t first_row, int64_t num_rows) {
   ImportancePlan plan{};
-  plan.num_keys = sequence.rows.back().end;
+  plan.sequence = &sequence;
+  plan.rows = sequence.rows.data() + first_row;
+  plan.num_rows = num_rows;
+  plan.num_keys = plan.rows[num_rows - 1].end;
   plan.chunks = (plan.num_keys + kImportanceKeys - 1) / kImportanceKeys;
-  plan.queries = static_cast<int64_t>(sequence.rows.size()) * p.query.num_heads;
+  plan.queries = num_rows * p.query.num_heads;
   plan.group = p.query.num_heads / p.key.num_kv_heads;
   plan.padded_dim = (p.query.head_dim + width - 1) / width * width;
-  plan.sequence = std::move(sequence);
   return plan;
 }
 
@@ -48,10 +53,9 @@ void place_buffers(ImportancePlan& plan, float* free) {
   plan.alive = plan.sums + scores;
 }
 
-void score_sequence(const TokenImportanceParams& p, const TokenImportanceKernels& kernels,
-                    const LogitScale& scale, Sequence&& sequence) {
-  if (sequence.rows.empty()) return;
-  ImportancePlan plan = make_plan(p, kernels.width, std::move(sequence));
+// Adds to the importance what some rows of a sequence say.
+void score_rows(const TokenImportanceParams& p, const TokenImportanceKernels& kernels,
+                const LogitScale& scale, ImportancePlan plan) {
   const Scratch buffer(plan.floats());
   place_buffers(plan, buffer.data());
   kernels.pack(p, scale, plan);
@@ -61,6 +65,18 @@ void score_sequence(const TokenImportanceParams& p, const TokenImportanceKernels
   kernels.normalize(p, plan);
   run_tasks(plan.chunks, 0, products >= 64 * kParallelProducts,
             [&](int64_t chunk, float*) { kernels.reduce(p, plan, chunk); });
+}
+
+void score_sequence(const TokenImportanceParams& p, const TokenImportanceKernels& kernels,
+                    const LogitScale& scale, const Sequence& sequence) {
+  const int64_t rows = static_cast<int64_t>(sequence.rows.size());
+  if (rows == 0) return;
+  const int64_t weights_of_row = sequence.rows.back().end * p.query.num_heads;
+  const int64_t at_once = std::max<int64_t>(1, kWeightsAtOnce / weights_of_row);
+  for (int64_t row = 0; row < rows; row += at_once) {
+    score_rows(p, kernels, scale,
+               make_plan(p, kernels.width, sequence, row, std::min(at_once, rows - row)));
+  }
 }
 
 }  // namespace

@@ -11,10 +11,12 @@ namespace lazyllm {
 // Keys of a chunk: one task. It must not depend on the batch or the threads.
 constexpr int64_t kImportanceKeys = 256;
 
-// What one sequence has in the buffers of a call. `queries` = num_rows * num_heads, in the order
+// Some rows of a sequence, and their place in the buffers. `queries` = num_rows * num_heads, in the order
 // [num_kv_heads, num_rows, group].
 struct ImportancePlan {
-  Sequence sequence;
+  const Sequence* sequence;
+  const VisibleRow* rows;
+  int64_t num_rows;
   int64_t num_keys;  // used keys that some row sees
   int64_t chunks;
   int64_t queries;
@@ -44,7 +46,7 @@ struct TokenImportanceKernels {
                 const ImportancePlan& plan, int64_t chunk);
   // Maxima and sums of all chunks -> in the place of the sums, what each weight counts.
   void (*normalize)(const TokenImportanceParams& params, const ImportancePlan& plan);
-  // Weights of one chunk -> params.importance.
+  // Adds the weights of one chunk to params.importance.
   void (*reduce)(const TokenImportanceParams& params, const ImportancePlan& plan, int64_t chunk);
 };
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers.generation.streamers import TextStreamer
 
 import lazyllm_ext
+from lazyllm_ext.hf.cache import CACHE_NAME
 from lazyllm_ext.schedule import PruningSchedule
 
 from . import show
@@ -173,8 +174,7 @@ class Run:
         result = self._generate(self.ids, self.request.max_new_tokens, streamer=self.stream)
         tokens = result.sequences[0, self.ids.size(1) :].tolist()
         times = self.stream.times
-        # transformers renamed past_key_values in 5.24.
-        cache = result["cache"] if "cache" in result else result["past_key_values"]
+        cache = result[CACHE_NAME]
         return Answer(
             tokens=tokens,
             text=self.tokenizer.decode(tokens, skip_special_tokens=True),

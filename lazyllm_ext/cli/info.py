@@ -16,7 +16,7 @@ from lazyllm_ext.schedule import PruningSchedule, shipped_schedules
 
 from .errors import as_input_error
 
-_DISPATCH_KEYS = ("CPU", "CUDA", "Meta", "Autograd")
+_DISPATCH_KEYS = ("CPU", "CUDA", "Meta")
 
 
 def operators() -> list[str]:

@@ -85,7 +85,7 @@ class LazyDecoder(nn.Module):
 
     @classmethod
     def from_model(
-        cls, model: nn.Module, schedule: object, *, export: bool = False
+        cls, model: nn.Module, schedule: object, *, export: bool = False, checked: bool = False
     ) -> "LazyDecoder":
         """The decoder of a transformers causal language model.
 
@@ -94,13 +94,14 @@ class LazyDecoder(nn.Module):
             schedule: anything that `PruningSchedule.load` takes.
             export: put scriptable modules around the same parameters instead of calling the
                 model's own ones, and refuse by name what has none.
+            checked: see the class.
 
         Raises:
             ValueError: the model's family is not supported, or the schedule does not fit it.
         """
         from lazyllm_ext.hf import build_decoder  # the one reference upwards: a public shorthand
 
-        return build_decoder(model, schedule, export=export)
+        return build_decoder(model, schedule, export=export, checked=checked)
 
     @torch.jit.export
     def new_state(self, batch: int, like: Tensor) -> LazyState:

@@ -14,7 +14,7 @@ from lazyllm_ext.decoder import LazyDecoder
 from lazyllm_ext.schedule import PruningSchedule
 
 from .build import build_decoder, parts_of
-from .cache import LazyCache, Plan
+from .cache import CACHE_NAME, LazyCache, Plan
 from .checks import check_mode
 from .families import family_of
 from .forward import output, run, usable_cache
@@ -37,7 +37,7 @@ _REPLACED = (
 )
 
 
-def apply(model: Any, schedule: Any) -> Lazy:
+def apply(model: Any, schedule: Any, *, checked: bool = False) -> Lazy:
     """Let a transformers model drop unimportant tokens while it reads its prompt (LazyLLM).
 
     `model.generate` and `model(...)` are used as before. Only this instance changes, and
@@ -47,6 +47,8 @@ def apply(model: Any, schedule: Any) -> Lazy:
         model: a causal language model of a supported family, loaded and in inference mode.
         schedule: a PruningSchedule, a dict, the path of a JSON file, or the name of a shipped
             schedule (`dense`, `balanced`, …).
+        checked: raise RuntimeError as soon as an importance or a logit is NaN. Otherwise a NaN
+            stays with the tokens that it belongs to. It costs a look at every boundary.
 
     Returns:
         What `report()`s on generations and `remove()`s itself.
@@ -55,7 +57,14 @@ def apply(model: Any, schedule: Any) -> Lazy:
         TypeError: `model` is not a transformers model.
         ValueError: a model, a schedule or a combination that is not supported, and why.
     """
-    return Lazy(model, schedule)
+    return Lazy(model, schedule, checked=checked)
+
+
+def _one_cache(cache: Any, past_key_values: Any) -> Any:
+    """The cache of a call, whichever name it was given by."""
+    if cache is not None and past_key_values is not None:
+        raise ValueError("cache: expected one of cache and past_key_values, got both")
+    return past_key_values if cache is None else cache
 
 
 class Lazy:
@@ -67,7 +76,7 @@ class Lazy:
         decoder: the decoder loop; `decoder.on_layer` can be set to watch a prefill.
     """
 
-    def __init__(self, model: Any, schedule: Any):
+    def __init__(self, model: Any, schedule: Any, *, checked: bool = False):
         family = family_of(model)
         for name in _REPLACED:
             owner = getattr(model.__dict__.get(name), "__self__", None)
@@ -84,7 +93,7 @@ class Lazy:
         loaded = PruningSchedule.load(schedule)
         self.model = model
         self.schedule = loaded.for_model(getattr(model.config, "name_or_path", None))
-        self.decoder: LazyDecoder = build_decoder(model, self.schedule)
+        self.decoder: LazyDecoder = build_decoder(model, self.schedule, checked=checked)
         boundary_layers = [
             layer for layer, number in enumerate(self.decoder.boundary_at) if number >= 0
         ]
@@ -104,7 +113,7 @@ class Lazy:
 
         Raises:
             ValueError: none has finished. For single calls of the model, ask the cache that they
-                return: `output.past_key_values.report()`.
+                return: `output.cache.report()` (`output.past_key_values` before transformers 5.24).
         """
         if self._report is None:
             raise ValueError("report: expected a finished generation, got none so far")
@@ -151,25 +160,28 @@ class Lazy:
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Any = None,
+        cache: Any = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         return_dict: bool | None = None,
+        *,
+        past_key_values: Any = None,
         **kwargs: Any,
     ) -> Any:
         """One call of the model, as transformers' causal language models take it.
 
         Two things are different. A token whose mask is 0 does not exist; `position_ids` that are
         not given count the tokens of each sequence. And `logits_to_keep` must be at least 1 for
-        more than one new token, unless the schedule has no boundary.
+        more than one new token, unless the schedule has no boundary. The cache may be given by
+        transformers' newer or older name.
         """
         refuse_forward_arguments({"labels": labels, "inputs_embeds": inputs_embeds, **kwargs})
         refuse_unknown_arguments(kwargs)
         check_mode(self.model)
         config = self.model.config
-        cache = usable_cache(past_key_values, self._plan)
+        cache = usable_cache(_one_cache(cache, past_key_values), self._plan)
         if cache.state is None:
             self._check_parts()
         # Not in inference mode: a state made there could not be changed by a later call outside.
@@ -196,11 +208,12 @@ class Lazy:
         arguments.update(arguments.pop("kwargs", {}))
         refuse_generate_arguments(arguments)
         check_mode(self.model)
-        cache = usable_cache(arguments.get("past_key_values"), self._plan)
+        given = _one_cache(arguments.pop("cache", None), arguments.pop("past_key_values", None))
+        cache = usable_cache(given, self._plan)
         if cache.columns:
             refuse_turn(arguments, cache.columns)
         cache.begin_generation(arguments.get("position_ids") is not None)
-        arguments["past_key_values"] = cache
+        arguments[CACHE_NAME] = cache
         try:
             result = self._before["generate"](**arguments)
         finally:
@@ -226,7 +239,7 @@ class Lazy:
         self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> dict[str, Any]:
         """Called by generate after every step."""
-        cache = outputs.past_key_values
+        cache = getattr(outputs, CACHE_NAME)
         if isinstance(cache, LazyCache):
             cache.follow(model_kwargs)
         updated: dict[str, Any] = self._before["_update_model_kwargs_for_generation"](

@@ -16,7 +16,9 @@ from .modules import GatedMLP, ScaledEmbedding, activation
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
-def build_decoder(model: Any, schedule: Any, *, export: bool = False) -> LazyDecoder:
+def build_decoder(
+    model: Any, schedule: Any, *, export: bool = False, checked: bool = False
+) -> LazyDecoder:
     """The decoder of a transformers causal language model; see `LazyDecoder.from_model`."""
     family = check_model(model)
     config, base = model.config, model.model
@@ -39,6 +41,7 @@ def build_decoder(model: Any, schedule: Any, *, export: bool = False) -> LazyDec
         schedule=resolved,
         hidden_size=config.hidden_size,
         logit_softcap=getattr(config, "final_logit_softcapping", None) or 0.0,
+        checked=checked,
     )
 
 

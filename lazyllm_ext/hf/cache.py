@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from lazyllm_ext.schedule import PruningSchedule
 from lazyllm_ext.state import (
@@ -20,6 +21,11 @@ from lazyllm_ext.state import (
 )
 
 from .report import Report, Turn, make_report
+
+# What transformers calls a cache in its arguments and outputs: `cache` since 5.24.
+CACHE_NAME = (
+    "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +100,7 @@ class LazyCache(Cache):
         """Raises ValueError if a call is using the cache, or was interrupted while it did."""
         if self.running:
             raise ValueError(
-                "past_key_values: expected a cache that is complete, got one whose last call was "
+                f"{CACHE_NAME}: expected a cache that is complete, got one whose last call was "
                 "interrupted or is still running; reset() it or start without a cache"
             )
 
@@ -174,7 +180,7 @@ class LazyCache(Cache):
 
     def update(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise ValueError(
-            "past_key_values: a LazyCache holds what LazyLLM computed, and works only on the model "
+            f"{CACHE_NAME}: a LazyCache holds what LazyLLM computed, and works only on the model "
             "that lazyllm_ext.apply patched, until lazy.remove()"
         )
 
@@ -206,6 +212,8 @@ class LazyCache(Cache):
             self.absent = self.absent[:, :left]
         crop_(self.state, counts)
         self.columns = left
+        if self.turn is not None:
+            self.turn = self.turn.cropped(self.state.host_length)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Sequence b becomes what sequence beam_idx[b] was."""

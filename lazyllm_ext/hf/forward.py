@@ -13,7 +13,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from lazyllm_ext.decoder import LazyDecoder
 from lazyllm_ext.state import revived
 
-from .cache import LazyCache, Plan
+from .cache import CACHE_NAME, LazyCache, Plan
 from .inputs import Rows, find_positions, find_rows
 from .refuse import refuse_context
 from .report import Turn
@@ -30,7 +30,7 @@ def usable_cache(past: Any, plan: Plan) -> LazyCache:
     if isinstance(past, LazyCache):
         if past.plan is not plan:
             raise ValueError(
-                "past_key_values: expected a cache of this lazyllm_ext.apply, got another one's"
+                f"{CACHE_NAME}: expected a cache of this lazyllm_ext.apply, got another one's"
             )
         past.check_usable()
         return past
@@ -39,11 +39,11 @@ def usable_cache(past: Any, plan: Plan) -> LazyCache:
         if held == 0:
             return LazyCache(plan)
         raise ValueError(
-            "past_key_values: expected a LazyCache or an empty DynamicCache, got a DynamicCache "
+            f"{CACHE_NAME}: expected a LazyCache or an empty DynamicCache, got a DynamicCache "
             f"that holds {held} tokens computed without LazyLLM"
         )
     raise ValueError(
-        f"past_key_values: expected a LazyCache or an empty DynamicCache, got {type(past).__name__}"
+        f"{CACHE_NAME}: expected a LazyCache or an empty DynamicCache, got {type(past).__name__}"
     )
 
 
@@ -74,7 +74,7 @@ def run(
         raise ValueError(f"{name}: expected at least one token, got shape {list(tensor.shape)}")
     if cache.state is not None and cache.batch_size != batch:
         raise ValueError(
-            f"{name}: expected {cache.batch_size} sequences as in past_key_values, got {batch}"
+            f"{name}: expected {cache.batch_size} sequences as in {CACHE_NAME}, got {batch}"
         )
     rows = find_rows(attention_mask, batch, columns, cache, weight.device)
     kept = _logits_kept(logits_to_keep, rows, decoder)
@@ -88,7 +88,7 @@ def run(
         state = decoder.new_state(batch, hidden)
     elif state.keys[0].dtype != hidden.dtype or state.keys[0].device != hidden.device:
         raise ValueError(
-            f"past_key_values: expected {hidden.dtype} on {hidden.device}, "
+            f"{CACHE_NAME}: expected {hidden.dtype} on {hidden.device}, "
             f"got {state.keys[0].dtype} on {state.keys[0].device}"
         )
     turn = cache.turn
@@ -172,5 +172,6 @@ def _check_length(rows: Rows, cache: LazyCache, max_tokens: int | None) -> None:
 
 def output(logits: Tensor, cache: LazyCache | None, as_dict: bool) -> Any:
     """What a transformers model returns."""
-    result = CausalLMOutputWithPast(logits=logits, past_key_values=cache)  # type: ignore[call-arg, unused-ignore]
+    fields: dict[str, Any] = {"logits": logits, CACHE_NAME: cache}
+    result = CausalLMOutputWithPast(**fields)
     return result if as_dict else result.to_tuple()

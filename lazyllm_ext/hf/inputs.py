@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .cache import LazyCache
+from .cache import CACHE_NAME, LazyCache
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def find_rows(
     if mask is None:
         if cache.absent is not None and not cache.mask_follows:
             raise ValueError(
-                "attention_mask: expected the mask of all columns, since past_key_values holds "
+                f"attention_mask: expected the mask of all columns, since {CACHE_NAME} holds "
                 "padded sequences, got none"
             )
         return Rows(batch, columns, [columns] * batch, None, cache.absent)

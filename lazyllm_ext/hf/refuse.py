@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from transformers.generation.configuration_utils import GenerationConfig, GenerationMode
 
+from .cache import CACHE_NAME
+
 _MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
 _SUPPORTED_MODES = (
     "lazyllm_ext supports greedy search and sampling with one beam and the cache it makes itself"
@@ -46,7 +48,7 @@ def refuse_unknown_arguments(arguments: Mapping[str, Any]) -> None:
             continue
         raise ValueError(
             f"{name}: not supported; expected input_ids or inputs_embeds, attention_mask, "
-            "position_ids, past_key_values, use_cache, logits_to_keep, return_dict"
+            f"position_ids, {CACHE_NAME}, use_cache, logits_to_keep, return_dict"
         )
 
 
@@ -91,7 +93,7 @@ def refuse_turn(arguments: Mapping[str, Any], columns: int) -> None:
             continue
         raise ValueError(
             f"{name}: expected the whole conversation, longer than the {columns} columns that "
-            f"past_key_values holds, got {given.size(1)} columns"
+            f"{CACHE_NAME} holds, got {given.size(1)} columns"
         )
 
 

@@ -46,6 +46,19 @@ class Turn:
         self.steps += 1
         self.last_done = perf_counter()
 
+    def cropped(self, lengths: list[int]) -> Turn:
+        """The same turn once every sequence has at most `lengths` tokens.
+
+        Which tokens were finished is not stored, so their number becomes an upper bound.
+        """
+        context = list(map(min, self.context_tokens, lengths))
+        return replace(
+            self,
+            cached_tokens=list(map(min, self.cached_tokens, lengths)),
+            context_tokens=context,
+            finished=min(self.finished, sum(context)),
+        )
+
     def of_sequences(self, order: list[int]) -> Turn:
         """The same turn of sequences order[0], order[1], …"""
         return replace(
@@ -139,7 +152,7 @@ def make_report(
         tokens_total=sum(state.host_length),
         tokens_per_stage=per_stage,
         tokens_per_layer=_per_layer(spec, per_stage, sum(state.finished)),
-        prompt_computed_percent=100.0 * sum(of_context) / (len(of_context) * context),
+        prompt_computed_percent=100.0 * sum(of_context) / max(len(of_context) * context, 1),
         revived_per_boundary=[
             now - before for now, before in zip(revived(state), turn.revived, strict=True)
         ],

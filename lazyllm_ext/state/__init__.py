@@ -2,10 +2,7 @@
 
 from .edit import crop_, select_sequences
 from .stores import (
-    compact_aux_,
-    compact_kv_,
     enter_stage_,
-    exact_counts_,
     give_back_,
     put_waiting_,
     take_waiting_,
@@ -35,13 +32,10 @@ __all__ = [
     "StoreSpec",
     "active",
     "aux_nbytes",
-    "compact_aux_",
-    "compact_kv_",
     "computed",
     "computed_per_stage",
     "crop_",
     "enter_stage_",
-    "exact_counts_",
     "give_back_",
     "kv_nbytes",
     "lengths",

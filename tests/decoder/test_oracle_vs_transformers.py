@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.masking_utils import create_causal_mask
 
+from lazyllm_ext.hf.cache import CACHE_NAME
 from lazyllm_ext.schedule import Boundary, PruningSchedule
 
 TOLERANCE = 1e-4
@@ -78,7 +79,7 @@ class TestNothingDropped:
                     torch.tensor([ids[begin:end]]),
                     attention_mask=torch.ones(1, end),
                     position_ids=torch.tensor([positions[begin:end]]),
-                    past_key_values=cache,
+                    **{CACHE_NAME: cache},
                 ).logits[0]
             logits = oracle.step(ids[begin:end], positions[begin:end], logits_to_keep=count)
             assert_close(logits, expected)
@@ -125,7 +126,7 @@ def paper_prefill(
             config=model.config,
             inputs_embeds=hidden,
             attention_mask=None,
-            past_key_values=None,
+            **{CACHE_NAME: None},
             position_ids=None,
         )
         rotary = base.rotary_emb(hidden, positions.unsqueeze(0))

@@ -72,6 +72,36 @@ class TestRemove:
         assert "forward" not in model.__dict__
 
 
+class TestChecked:
+    @pytest.mark.parametrize(
+        "schedule, where",
+        [(PRUNING, "NaN in the importance of layer 1"), ("dense", "NaN in the logits of layer 3")],
+    )
+    def test_raises(self, model: nn.Module, ids: Tensor, schedule: Any, where: str) -> None:
+        with torch.no_grad():
+            model.model.layers[1].self_attn.k_proj.weight[0, 0] = float("nan")
+        checked = lazyllm_ext.apply(model, schedule, checked=True)
+        with checked, pytest.raises(RuntimeError, match=where):
+            generate(model, input_ids=ids)
+        with lazyllm_ext.apply(model, schedule):
+            generate(model, input_ids=ids)
+
+    def test_a_sequence_with_nan_does_not_reach_another(
+        self, model: nn.Module, ids: Tensor
+    ) -> None:
+        alone = generate(tiny_model("llama"), input_ids=ids[1:2])
+        token = min(set(ids[0].tolist()) - set(alone.sequences[0].tolist()))
+        with torch.no_grad():
+            model.model.embed_tokens.weight[token] = float("nan")
+        with lazyllm_ext.apply(model, keep_all(model)):
+            out = generate(model, input_ids=ids[:2])
+        assert all(step[0].isnan().all() for step in out.logits)
+        assert torch.equal(out.sequences[1], alone.sequences[0])
+        checked = lazyllm_ext.apply(model, keep_all(model), checked=True)
+        with checked, pytest.raises(RuntimeError, match="NaN in the"):
+            generate(model, input_ids=ids[:2])
+
+
 class TestApply:
     def test_twice(self, model: nn.Module) -> None:
         lazy = lazyllm_ext.apply(model, "dense")

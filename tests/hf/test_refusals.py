@@ -26,6 +26,7 @@ from transformers.generation.streamers import BaseStreamer
 
 import lazyllm_ext
 from lazyllm_ext.hf import SUPPORTED
+from lazyllm_ext.hf.cache import CACHE_NAME
 
 from .tiny import PRUNING, generate, tiny_model
 
@@ -315,7 +316,7 @@ def test_other_caches(lazy: Any, ids: Tensor, kind: str) -> None:
         past = ((ids, ids),)
     elif kind == "filled":
         with torch.no_grad():
-            tiny_model("llama")(ids, past_key_values=past)
+            tiny_model("llama")(ids, **{CACHE_NAME: past})
         message = "a DynamicCache that holds 13 tokens computed without LazyLLM"
     for use in (lazy.model, lazy.model.generate):
         with pytest.raises(ValueError, match=message):
@@ -329,8 +330,16 @@ def test_caches_of_others(model: nn.Module, ids: Tensor) -> None:
     lazyllm_ext.apply(other, PRUNING)
     with pytest.raises(ValueError, match=r"expected a cache of this lazyllm_ext\.apply"):
         other(ids[:, :1], past_key_values=past)
-    with pytest.raises(ValueError, match="expected 3 sequences as in past_key_values, got 2"):
+    with pytest.raises(ValueError, match=f"expected 3 sequences as in {CACHE_NAME}, got 2"):
         model(ids[:2, :1], past_key_values=past)
+
+
+def test_a_cache_by_both_names(model: nn.Module, ids: Tensor) -> None:
+    lazyllm_ext.apply(model, PRUNING)
+    past = model(ids, logits_to_keep=1).past_key_values
+    for use in (model, model.generate):
+        with pytest.raises(ValueError, match="cache: expected one of cache and past_key_values"):
+            use(ids, cache=past, past_key_values=past)
 
 
 def test_a_turn_that_does_not_go_on_from_its_cache(model: nn.Module, ids: Tensor) -> None:

@@ -43,6 +43,21 @@ def test_a_prompt(model: nn.Module, ids: Tensor) -> None:
     assert report.aux_bytes >= (6 + 4) * 48 * 4
 
 
+def test_cropped_tokens_are_not_counted(model: nn.Module, ids: Tensor) -> None:
+    lazyllm_ext.apply(model, SCHEDULE)
+    cache = model(ids[:1], logits_to_keep=1).past_key_values
+    cache.crop(-3)
+    report = cache.report()
+    assert (report.prompt_tokens, report.cached_tokens, report.tokens_total) == (10, 0, 10)
+    assert report.tokens_per_stage[0] == 10
+    # The last token, which always passes every boundary, is one of those that went.
+    assert report.tokens_per_stage[2] <= 2
+    assert report.prompt_computed_percent <= 100
+    cache.crop(-10)
+    report = cache.report()
+    assert (report.prompt_tokens, report.prompt_computed_percent) == (0, 0)
+
+
 def test_generation(model: nn.Module, ids: Tensor) -> None:
     lazy = lazyllm_ext.apply(model, SCHEDULE)
     batch = left_padded([ids[0], ids[1, :5]])

@@ -135,6 +135,8 @@ case(op, "two_sequences_gqa7", rows=[1, 1], keys=[129, 1134], heads=(14, 2), dim
 case(op, "window32_gqa8", rows=[32], keys=[1134], heads=(8, 1), dim=96)
 case(op, "window8_dim80", rows=[8, 8, 8], keys=[129, 8, 151], heads=(2, 2), dim=80, smoke=True)
 case(op, "window33_dim128", rows=[33], keys=[300], heads=(6, 2), dim=128)
+# More weights than are kept at once, in two parts.
+case(op, "parts", rows=[12], keys=[24576], heads=(64, 1), dim=8, dtypes=(torch.float32,))
 case(op, "dim256_softcap", rows=[32], keys=[151], heads=(4, 1), dim=256, softcap=30.0, smoke=True)
 case(op, "dim1", rows=[3], keys=[17], heads=(1, 1), dim=1)
 case(op, "dim3", rows=[2], keys=[129], heads=(3, 1), dim=3, smoke=True)
