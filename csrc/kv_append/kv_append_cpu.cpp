@@ -24,6 +24,12 @@ void append(const KvAppendParams& p, const KvAppendSide& side, int64_t token, in
   }
 }
 
+void append_all(const KvAppendParams& p, const KvAppendSide& side, int64_t begin, int64_t end) {
+  for (int64_t token = begin; token < end; ++token) {
+    if (p.slots[token] >= 0) append(p, side, token, p.slots[token]);
+  }
+}
+
 }  // namespace
 
 void kv_append_cpu(Tensor key_store, Tensor value_store, const Tensor& slots, const Tensor& key,
@@ -35,11 +41,8 @@ void kv_append_cpu(Tensor key_store, Tensor value_store, const Tensor& slots, co
   if (token_bytes == 0) return;
   torch::stable::parallel_for(0, p.tokens, copy_grain(token_bytes),
                               [&](int64_t begin, int64_t end) {
-                                for (int64_t token = begin; token < end; ++token) {
-                                  if (p.slots[token] < 0) continue;
-                                  append(p, p.key, token, p.slots[token]);
-                                  append(p, p.value, token, p.slots[token]);
-                                }
+                                append_all(p, p.key, begin, end);
+                                append_all(p, p.value, begin, end);
                               });
 }
 
