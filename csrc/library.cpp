@@ -10,6 +10,7 @@
 #include "aux_cache/aux_rows.h"
 #include "importance/token_importance.h"
 #include "kv_append/kv_append.h"
+#include "linear/linear.h"
 #include "select/select_tokens.h"
 
 STABLE_TORCH_LIBRARY(lazyllm, library) {
@@ -36,6 +37,8 @@ STABLE_TORCH_LIBRARY(lazyllm, library) {
       "lazy_attention(Tensor query, Tensor query_index, Tensor query_offsets, "
       "Tensor key_store, Tensor value_store, Tensor key_slots, Tensor key_index, "
       "Tensor key_offsets, float scale, int window, float softcap) -> Tensor");
+  // x · weight^T + bias for few rows, at the speed at which the weights can be read.
+  library.def("linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lazyllm, CPU, library) {
@@ -45,6 +48,7 @@ STABLE_TORCH_LIBRARY_IMPL(lazyllm, CPU, library) {
   library.impl("aux_scatter_", TORCH_BOX(&lazyllm::aux_scatter_cpu));
   library.impl("kv_append_", TORCH_BOX(&lazyllm::kv_append_cpu));
   library.impl("lazy_attention", TORCH_BOX(&lazyllm::lazy_attention_cpu));
+  library.impl("linear", TORCH_BOX(&lazyllm::linear_cpu));
 }
 
 #ifdef LAZYLLM_WITH_CUDA
@@ -55,5 +59,6 @@ STABLE_TORCH_LIBRARY_IMPL(lazyllm, CUDA, library) {
   library.impl("aux_scatter_", TORCH_BOX(&lazyllm::aux_scatter_cuda));
   library.impl("kv_append_", TORCH_BOX(&lazyllm::kv_append_cuda));
   library.impl("lazy_attention", TORCH_BOX(&lazyllm::lazy_attention_cuda));
+  library.impl("linear", TORCH_BOX(&lazyllm::linear_cuda));
 }
 #endif

@@ -23,8 +23,8 @@ from torch.utils import cpp_extension
 ROOT = Path(__file__).resolve().parents[1]
 ARCHITECTURES = ("80", "90")
 OPERATORS = (
-    "aux_gather", "aux_scatter_", "kv_append_", "lazy_attention", "select_tokens",
-    "token_importance",
+    "aux_gather", "aux_scatter_", "kv_append_", "lazy_attention", "linear",
+    "select_tokens", "token_importance",
 )  # fmt: skip
 
 ASYNC_16 = r"cp\.async\.cg\.shared\.global\S* \[[^\]]*\], \[[^\]]*\], 16,"

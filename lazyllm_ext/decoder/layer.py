@@ -4,7 +4,7 @@ from typing import Optional, Tuple
 
 from torch import Tensor, nn
 
-from .modules import rotate
+from .modules import Projection, rotate
 
 
 class LazyLayer(nn.Module):
@@ -17,8 +17,8 @@ class LazyLayer(nn.Module):
 
     Args:
         input_norm, mlp_norm: norms before attention and MLP.
-        q_proj, k_proj, v_proj, o_proj, mlp: the model's own modules; called, never read, so that
-            adapters and quantized weights keep working.
+        q_proj, k_proj, v_proj, o_proj, mlp: the model's own modules, see `Projection`: adapters
+            and quantized weights keep working.
         q_norm, k_norm: norms of each head ([rows, heads, head_dim]), None for none.
         attention_out_norm, mlp_out_norm: norms of what is added to the residual, None for none.
         num_heads, num_kv_heads, head_dim: of the attention; query head h reads key head
@@ -53,7 +53,8 @@ class LazyLayer(nn.Module):
     ):
         super().__init__()
         self.input_norm = input_norm
-        self.q_proj, self.k_proj, self.v_proj, self.o_proj = q_proj, k_proj, v_proj, o_proj
+        self.q_proj, self.k_proj = Projection(q_proj), Projection(k_proj)
+        self.v_proj, self.o_proj = Projection(v_proj), Projection(o_proj)
         self.q_norm = q_norm if q_norm is not None else nn.Identity()
         self.k_norm = k_norm if k_norm is not None else nn.Identity()
         self.attention_out_norm = (

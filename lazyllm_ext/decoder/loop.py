@@ -10,6 +10,7 @@ from lazyllm_ext.state import LazyState, StoreSpec, enter_stage_, give_back_, ne
 
 from .boundary import Boundary, cross_, update_importance_
 from .layer import LazyLayer
+from .modules import Projection
 from .rows import Rows, all_keys, begin_step, last_protected, pick, rows_of_tail
 
 
@@ -46,7 +47,7 @@ class LazyDecoder(nn.Module):
         checked: bool = False,
     ):
         super().__init__()
-        self.embed, self.norm, self.lm_head = embed, norm, lm_head
+        self.embed, self.norm, self.lm_head = embed, norm, Projection(lm_head)
         self.layers, self.ropes = nn.ModuleList(layers), nn.ModuleList(ropes)
         self.logit_softcap, self.checked = logit_softcap, checked
         self.num_layers = len(layers)

@@ -11,9 +11,10 @@ from lazyllm_ext.schedule import PruningSchedule
 
 from .checks import check_model
 from .families import Family
-from .modules import GatedMLP, ScaledEmbedding, activation
+from .modules import GatedMLP, OwnMLP, ScaledEmbedding, activation
 
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+_MLP_PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
 
 def build_decoder(
@@ -58,6 +59,7 @@ def parts_of(model: Any, family: Family) -> list[tuple[dict[str, Any], str, Any]
         parts += [(layer._modules, name) for name in ("self_attn", "mlp", *family.norms)]
         attention = layer.self_attn._modules
         parts += [(attention, name) for name in family.attention_children]
+        parts += [(layer.mlp._modules, name) for name in layer.mlp._modules]
         norms = [getattr(layer, name) for name in family.norms]
         if family.head_norms:
             norms += [layer.self_attn.q_norm, layer.self_attn.k_norm]
@@ -77,6 +79,8 @@ def _layer(
         for name, projection in projections.items():
             _linear(projection, name)
         mlp = _mlp(mlp, family, config)
+    elif type(mlp) is family.mlp and {name for name, _ in mlp.named_children()} == _MLP_PARTS:
+        mlp = OwnMLP(mlp)
     return LazyLayer(
         input_norm=input_norm,
         mlp_norm=mlp_norm,

@@ -1,6 +1,10 @@
-"""Scriptable modules around a model's own parameters, for export."""
+"""Modules around a model's own modules and parameters, scriptable ones for export."""
+
+from typing import Any
 
 from torch import Tensor, nn
+
+from lazyllm_ext.decoder.modules import Projection, is_untouched
 
 # The configuration's name of an activation -> a scriptable module that computes the same.
 _ACTIVATIONS = {
@@ -16,11 +20,26 @@ class GatedMLP(nn.Module):
 
     def __init__(self, gate: nn.Module, up: nn.Module, down: nn.Module, activation: nn.Module):
         super().__init__()
-        self.gate, self.up, self.down, self.activation = gate, up, down, activation
+        self.gate, self.up, self.down = Projection(gate), Projection(up), Projection(down)
+        self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
         """[rows, hidden] -> [rows, hidden]."""
         rows: Tensor = self.down(self.activation(self.gate(x)) * self.up(x))
+        return rows
+
+
+class OwnMLP(nn.Module):
+    """A model's own MLP by its parts, of which few rows are fast; as a whole where it has hooks."""
+
+    def __init__(self, mlp: Any):
+        super().__init__()
+        self.mlp: nn.Module = mlp
+        self.parts = GatedMLP(mlp.gate_proj, mlp.up_proj, mlp.down_proj, mlp.act_fn)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[rows, hidden] -> [rows, hidden]."""
+        rows: Tensor = self.parts(x) if is_untouched(self.mlp) else self.mlp(x)
         return rows
 
 

@@ -41,6 +41,7 @@ __all__ = [
     "aux_scatter_",
     "kv_append_",
     "lazy_attention",
+    "linear",
     "reference",
     "select_tokens",
     "token_importance",
@@ -387,3 +388,26 @@ def _targets(op: str, lengths: Tensor, targets: Tensor | None, keep: float | Non
     if not 0.0 < keep <= 1.0:
         raise ValueError(f"lazyllm::{op}: keep: expected a number in (0, 1], got {keep}")
     return torch.ceil(lengths.double() * keep - 1e-9).clamp(min=0).long()
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A projection of few rows, ``torch.nn.functional.linear(x, weight, bias)``.
+
+    A decoding step is bound by how fast the weights are read. This reads them once, for all rows;
+    for more than some tens of rows a library for matrix products is faster.
+
+    Args:
+        x: [R, I] float.
+        weight: [O, I], the same dtype.
+        bias: [O], the same dtype, or None.
+
+    Returns:
+        [R, O] of the dtype of `x`, contiguous; sums are taken in float32 and rounded once.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong.
+    """
+    op = "linear"
+    checks.floats(op, x=x, weight=weight, **({} if bias is None else {"bias": bias}))
+    result: Tensor = checks.call(op, x, weight, bias)
+    return result

@@ -76,6 +76,11 @@ def lazy_attention(
     return query.new_empty(query.shape)
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """[R, O] of the rows' dtype."""
+    return x.new_empty((x.shape[0], weight.shape[0]))
+
+
 def register() -> None:
     """Give every operator its fake. The operator library must have been loaded."""
     for fake in (
@@ -85,5 +90,6 @@ def register() -> None:
         aux_scatter_,
         kv_append_,
         lazy_attention,
+        linear,
     ):
         torch.library.register_fake(f"lazyllm::{fake.__name__}", fake)

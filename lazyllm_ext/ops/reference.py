@@ -23,6 +23,7 @@ __all__ = [
     "aux_scatter_",
     "kv_append_",
     "lazy_attention",
+    "linear",
     "select_tokens",
     "token_importance",
 ]
@@ -173,6 +174,19 @@ def lazy_attention(
                 result = torch.einsum("hk,hkd->hd", probabilities, values[:, sees])
                 output[row] = result.to(output.dtype)
     return output
+
+
+def linear(
+    x: Tensor,  # [R, I]
+    weight: Tensor,  # [O, I]
+    bias: Tensor | None,  # [O]
+) -> Tensor:
+    """``x @ weight.T + bias``, summed in float32 and rounded once: [R, O]."""
+    math = _math_dtype(x)
+    output = x.to(math) @ weight.to(math).T
+    if bias is not None:
+        output = output + bias.to(math)
+    return output.to(x.dtype)
 
 
 def _math_dtype(tensor: Tensor) -> torch.dtype:

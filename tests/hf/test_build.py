@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import lazyllm_ext
 from lazyllm_ext import LazyDecoder
 
-from .tiny import MODELS, keep_all, tiny_model
+from .tiny import MODELS, assert_same_generation, generate, keep_all, tiny_model
 
 
 def _logits(decoder: LazyDecoder, ids: Tensor) -> Tensor:
@@ -40,14 +41,54 @@ def test_parameters_are_shared(name: str, export: bool) -> None:
     assert {parameter.data_ptr() for parameter in decoder.parameters()} == own
 
 
-def test_own_modules_are_called() -> None:
+def test_own_modules_are_used() -> None:
     model = tiny_model("llama")
     decoder = LazyDecoder.from_model(model, "dense")
     layer = model.model.layers[1]
-    assert decoder.layers[1].mlp is layer.mlp
-    assert decoder.layers[1].q_proj is layer.self_attn.q_proj
+    assert decoder.layers[1].mlp.mlp is layer.mlp
+    assert decoder.layers[1].mlp.parts.up.linear is layer.mlp.up_proj
+    assert decoder.layers[1].q_proj.linear is layer.self_attn.q_proj
     assert decoder.embed is model.model.embed_tokens
-    assert decoder.lm_head is model.lm_head
+    assert decoder.lm_head.linear is model.lm_head
+
+
+@pytest.mark.parametrize(
+    "path", ["lm_head", "model.layers.1.self_attn.o_proj", "model.layers.1.mlp.gate_proj"]
+)
+def test_an_own_class_is_called(path: str, ids: Tensor) -> None:
+    """As adapters and quantized linears are: modules that compute something else."""
+
+    class Doubled(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    model = tiny_model("llama")
+    model.get_submodule(path).__class__ = Doubled
+    expected = generate(model, input_ids=ids)
+    lazyllm_ext.apply(model, "dense")
+    assert_same_generation(generate(model, input_ids=ids), expected, tolerance=1e-4)
+
+
+@pytest.mark.parametrize("path", ["self_attn.q_proj", "mlp.down_proj", "mlp"])
+def test_a_hook_that_comes_later_runs(path: str, ids: Tensor) -> None:
+    model = tiny_model("llama")
+    lazyllm_ext.apply(model, "dense")
+    module = model.model.layers[2].get_submodule(path)
+    module.register_forward_hook(lambda module, inputs, output: 2 * output)
+    got = generate(model, input_ids=ids)
+    plain = tiny_model("llama")
+    plain.model.layers[2].get_submodule(path).register_forward_hook(
+        lambda module, inputs, output: 2 * output
+    )
+    assert_same_generation(got, generate(plain, input_ids=ids), tolerance=1e-4)
+
+
+def test_a_part_of_the_mlp_that_is_replaced_later_is_noticed(ids: Tensor) -> None:
+    model = tiny_model("llama")
+    lazyllm_ext.apply(model, "dense")
+    model.model.layers[2].mlp.up_proj = nn.Linear(48, 64, bias=False)
+    with pytest.raises(ValueError, match="up_proj was replaced, moved or cast"):
+        generate(model, input_ids=ids)
 
 
 def test_windows_and_boundaries() -> None:

@@ -205,6 +205,24 @@ def append_arguments(
     }
 
 
+def linear_arguments(
+    generator: Generator,
+    dtype: torch.dtype,
+    *,
+    rows: int,
+    features: tuple[int, int],
+    bias: bool = True,
+    layout: str = "plain",
+) -> Arguments:
+    """features: of x, and of the result."""
+    into, out = features
+    return {
+        "x": floats(generator, (rows, into), dtype, layout),
+        "weight": floats(generator, (out, into), dtype, layout),
+        "bias": floats(generator, (out,), dtype) if bias else None,
+    }
+
+
 BUILDERS: dict[str, Callable[..., Arguments]] = {
     "token_importance": importance_arguments,
     "select_tokens": select_arguments,
@@ -212,6 +230,7 @@ BUILDERS: dict[str, Callable[..., Arguments]] = {
     "aux_scatter_": scatter_arguments,
     "kv_append_": append_arguments,
     "lazy_attention": attention_arguments,
+    "linear": linear_arguments,
 }
 
 

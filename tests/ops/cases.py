@@ -344,3 +344,24 @@ case(op, "minus_inf_logit", rows=[9], keys=[151], heads=(4, 2), dim=64, edit=put
      smoke=True)
 case(op, "all_minus_inf", rows=[9], keys=[40], heads=(4, 2), dim=64,
      edit=put_logit(slice(None), -INF))
+
+# --- linear -------------------------------------------------------------------------------------
+# rows: R; features: (I, O)
+
+op = "linear"
+for size in SIZES:
+    case(op, f"rows{size % 7 + 1}_in{size}", rows=size % 7 + 1, features=(size, 33))
+    case(op, f"rows{size % 5 + 1}_out{size}", rows=size % 5 + 1, features=(64, size))
+case(op, "one_token", rows=1, features=(576, 1536), smoke=True)
+case(op, "three_rows", rows=3, features=(1536, 576), smoke=True)
+case(op, "rows17", rows=17, features=(896, 128))
+case(op, "rows64_dim80", rows=64, features=(80, 1134))
+case(op, "no_bias", rows=5, features=(151, 129), bias=False, smoke=True)
+case(op, "one_feature", rows=2, features=(1, 1))
+case(op, "no_rows", rows=0, features=(8, 8))
+case(op, "no_features", rows=3, features=(0, 5))
+case(op, "no_output", rows=3, features=(5, 0), bias=False)
+case(op, "strided", rows=7, features=(96, 40), layout="strided", smoke=True)
+case(op, "misaligned", rows=7, features=(64, 40), layout="misaligned")
+case(op, "nan_in_a_row", rows=5, features=(64, 40), edit=put("x", (1, 3), NAN))
+case(op, "inf_in_a_weight", rows=5, features=(64, 40), edit=put("weight", (7, 3), INF))

@@ -25,7 +25,7 @@ from .builders import Arguments
 HALF_ULP = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 LOGIT_ROUNDING = 16 * torch.finfo(torch.float32).eps
 
-COMPUTED = ("token_importance", "lazy_attention")
+COMPUTED = ("token_importance", "lazy_attention", "linear")
 
 
 def has_cuda_kernels() -> bool:
@@ -145,6 +145,11 @@ def absolute_terms(name: str, arguments_64: Arguments, exact: Tensor) -> Tensor:
     if name == "lazy_attention":
         values = arguments_64["value_store"].abs()
         return run_reference(name, {**arguments_64, "value_store": values})[0]
+    if name == "linear":
+        absolute = {
+            key: value if value is None else value.abs() for key, value in arguments_64.items()
+        }
+        return run_reference(name, absolute)[0]
     return exact
 
 
@@ -153,6 +158,9 @@ def plain_computation(name: str, arguments: Arguments) -> Tensor:
     if name == "lazy_attention":
         with one_thread():
             return plain_attention(**arguments)
+    if name == "linear":
+        with one_thread():
+            return torch.nn.functional.linear(*arguments.values())
     # Importance is float32 throughout, whatever the queries and keys are: so is the reference.
     return run_reference(name, arguments)[0]
 

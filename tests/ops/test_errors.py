@@ -24,6 +24,7 @@ BASES: dict[str, dict[str, Any]] = {
     "aux_scatter_": {"stored": 9, "rows": 5, "shape": (3,)},
     "kv_append_": {"stored": 9, "tokens": 5, "kv_heads": 2, "dim": 8},
     "lazy_attention": {"rows": [3, 2], "keys": [9, 12], "heads": (4, 2), "dim": 8},
+    "linear": {"rows": 5, "features": (8, 6)},
 }
 Change = Callable[[Any], Any]
 
@@ -170,6 +171,14 @@ WRONG: dict[str, list[Row]] = {
         ("value", "head count", fewer_heads),
         ("value", "count", shorter),
     ],
+    "linear": [
+        ("x", "stride", every_second),
+        ("weight", "stride", every_second),
+        ("weight", "features", narrower),
+        ("weight", "dtype of x", to(torch.bfloat16)),
+        ("bias", "features", shorter),
+        ("bias", "dtype of x", to(torch.bfloat16)),
+    ],
 }
 # Wrong by what the tensors hold, which only the CPU looks at.
 WRONG_VALUES: dict[str, list[Row]] = {
@@ -201,6 +210,7 @@ WRONG_VALUES: dict[str, list[Row]] = {
         ("slots", "above the store", entry(1, 9)),
         ("slots", "below -1", entry(1, -2)),
     ],
+    "linear": [],
 }
 
 

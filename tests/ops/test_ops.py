@@ -68,6 +68,17 @@ def test_a_sequence_alone_gives_the_same(case: Case, dtype: torch.dtype, device:
             comparison.assert_same_bits(got, expected)
 
 
+@pytest.mark.parametrize(
+    "case, dtype, device", _parameters([case for case in CASES if case.op == "linear"])
+)
+def test_a_row_alone_gives_the_same(case: Case, dtype: torch.dtype, device: str) -> None:
+    arguments = case.arguments(dtype, device)
+    together = comparison.run("linear", arguments)[0]
+    for row in range(len(together)):
+        alone = comparison.run("linear", {**arguments, "x": arguments["x"][row : row + 1]})
+        comparison.assert_same_bits(alone, [together[row : row + 1]])
+
+
 def split_attention(arguments: Arguments, b: int) -> tuple[Arguments, list[slice]]:
     """The arguments of sequence b alone; which places of the results of the batch are its own."""
     rows, row_ends = _part(arguments["query_offsets"], b)

@@ -80,13 +80,17 @@ def lazy_attention(
     )  # fmt: skip
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.lazyllm.linear(x, weight, bias)
+
+
 FUNCTIONS = [
-    token_importance, select_tokens, aux_gather, aux_scatter_, kv_append_, lazy_attention,
+    token_importance, select_tokens, aux_gather, aux_scatter_, kv_append_, lazy_attention, linear,
 ]  # fmt: skip
 
 
 def _arguments(op: str) -> dict[str, Any]:
-    case = next(case for case in CASES if case.op == op and case.name == "unused")
+    case = next(case for case in CASES if case.op == op and case.name in ("unused", "no_bias"))
     return case.arguments(case.dtypes[0])
 
 

@@ -1,0 +1,69 @@
+"""Projection: a model's own linear, by the fastest way that computes the same."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lazyllm_ext.decoder.modules import FEW_ROWS, Projection
+
+ROWS = (1, 3, FEW_ROWS, FEW_ROWS + 1)
+
+
+def _exact(linear: nn.Linear, x: Tensor) -> Tensor:
+    bias = None if linear.bias is None else linear.bias.double()
+    return nn.functional.linear(x.double(), linear.weight.double(), bias)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bias", [True, False])
+def test_computes_what_the_linear_computes(rows: int, dtype: torch.dtype, bias: bool) -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(151, 40, bias=bias).to(dtype)
+    x = torch.randn(rows, 151).to(dtype)
+    got, exact = Projection(linear)(x), _exact(linear, x)
+    assert got.dtype == dtype
+    error = (got.double() - exact).abs().max()
+    # Rounded once, after a sum in float32.
+    assert error <= torch.finfo(dtype).eps * exact.abs().max() + 1e-6
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rows", ROWS)
+def test_hooks_and_replaced_forwards_run(rows: int) -> None:
+    x, linear = torch.randn(rows, 8), nn.Linear(8, 8)
+    projection, plain = Projection(linear), linear(x)
+    handle = linear.register_forward_pre_hook(lambda module, inputs: (2 * inputs[0],))
+    torch.testing.assert_close(projection(x), linear(x))
+    assert not torch.allclose(projection(x), plain)
+    handle.remove()
+    torch.testing.assert_close(projection(x), plain)
+    linear.forward = lambda x: -plain  # type: ignore[method-assign]
+    torch.testing.assert_close(projection(x), -plain)
+
+
+@torch.no_grad()
+def test_a_weight_of_another_class_is_not_read() -> None:
+    class Quantized(Tensor):
+        @classmethod
+        def __torch_function__(cls, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            if function is nn.functional.linear:
+                return torch.zeros(len(args[0]), 8)
+            return super().__torch_function__(function, types, args, kwargs)
+
+    linear = nn.Linear(8, 8)
+    linear.weight = nn.Parameter(torch.randn(8, 8).as_subclass(Quantized), requires_grad=False)
+    assert not Projection(linear)(torch.randn(1, 8)).any()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@torch.no_grad()
+def test_scripts() -> None:
+    projection = Projection(nn.Linear(16, 8))
+    scripted = torch.jit.script(projection)
+    for rows in ROWS:
+        x = torch.randn(rows, 16)
+        assert torch.equal(scripted(x), projection(x))
