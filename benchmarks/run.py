@@ -1,169 +1,183 @@
-"""The benchmark driver: what is measured, and where results go.
+"""The benchmark driver of the repository. docs/benchmarks.md says what the columns mean.
 
     python benchmarks/run.py operators
     python benchmarks/run.py model --model FOLDER --prompt-tokens 4096
+    python benchmarks/run.py scale --model FOLDER --lengths 512,1024,2048,4096
     python benchmarks/run.py batch --model FOLDER
 
-Each prints a table and writes benchmarks/results/NAME.json and NAME.md. Timings are medians of
+Each prints tables and writes benchmarks/results/NAME.json and NAME.md. Timings are medians of
 rounds in which all contenders run in turn; quote the ratios, not the seconds.
 """
 
-import json
+import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import machine
 import typer
-from rich.console import Console
-from rich.table import Table
+
+from lazyllm_ext.cli import bench_options as options
+from lazyllm_ext.cli.app import run
+from lazyllm_ext.cli.errors import CommandError, as_input_error
 
 RESULTS = Path(__file__).parent / "results"
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
-Model = Annotated[Path, typer.Option(help="A transformers model folder.")]
-Rounds = Annotated[int, typer.Option(help="Rounds that count; one more warms up.")]
+ModelFolder = Annotated[
+    str, typer.Option("--model", help="Folder of a transformers model, 'demo', or random:SHAPE.")
+]
 Name = Annotated[str, typer.Option(help="Name of the result files.")]
-
-
-def save(name: str, command: str, sections: dict[str, Any], tables: list[Table]) -> None:
-    """Print the tables; write the JSON, and the same tables as Markdown."""
-    console = Console()
-    for table in tables:
-        console.print(table)
-    RESULTS.mkdir(exist_ok=True)
-    content = {"command": command, "machine": machine.describe(), **sections}
-    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    lines = [f"# {name}", "", f"`{command}`", ""]
-    lines += [f"- {key}: {value}" for key, value in machine.describe().items()]
-    for table in tables:
-        lines += ["", f"## {table.title}", "", *markdown(table)]
-    (RESULTS / f"{name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    console.print(f"wrote {RESULTS / name}.json and .md")
-
-
-def markdown(table: Table) -> list[str]:
-    """A rich table as Markdown lines."""
-    columns = [list(column.cells) for column in table.columns]
-    head = "| " + " | ".join(str(column.header) for column in table.columns) + " |"
-    rows = [
-        "| " + " | ".join(str(cell) for cell in row) + " |" for row in zip(*columns, strict=True)
-    ]
-    return [head, "|" + " --- |" * len(columns), *rows]
-
-
-def table_of(title: str, header: list[str], rows: list[list[str]]) -> Table:
-    """A rich table from plain strings."""
-    table = Table(*header, title=title)
-    for row in rows:
-        table.add_row(*row)
-    return table
+Count = Annotated[int, typer.Option(help="Rounds that count; one more warms up.")]
 
 
 @app.command("model")
 def model_command(
-    model: Model,
+    model: ModelFolder,
     prompt_tokens: Annotated[int, typer.Option(help="Length of the prompt.")] = 4096,
-    new_tokens: Annotated[int, typer.Option(help="Tokens to decode after it.")] = 65,
-    rounds: Rounds = 5,
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
-    schedules: Annotated[str, typer.Option(help="Comma-separated.")] = "dense,paper,balanced,fast",
+    new_tokens: options.NewTokens = 65,
+    rounds: options.Rounds = "5",
+    dtype: options.Dtype = "float32",
+    device: options.Device = "cpu",
+    schedules: options.Schedules = "dense,paper,balanced,fast",
+    compiled: options.Compiled = False,
+    memory: options.Memory = True,
     name: Name = "model",
 ) -> None:
-    """TTFT, decoding, share of scoring, bytes: transformers beside every schedule."""
-    from model import Bench, shares, speed, stored_bytes
+    """TTFT, decoding, generation, parts and memory: transformers beside every schedule."""
+    _measure(
+        name, model, str(prompt_tokens), rounds, schedules, new_tokens=new_tokens, dtype=dtype,
+        device=device, compiled=compiled, memory=memory,
+    )  # fmt: skip
 
-    ours = schedules.split(",")
-    bench = Bench(str(model), dtype)
-    measured = speed(bench, prompt_tokens, new_tokens, rounds, ours)
-    share = shares(bench, prompt_tokens, ours)
-    stored = stored_bytes(bench, prompt_tokens, 64, ours)
-    rows = [
-        [
-            key,
-            f"{row['ttft_s']['median']:.2f}",
-            f"{row['ttft_transformers_over_this']:.2f}",
-            f"{row['of_ideal']:.2f}" if "of_ideal" in row else "",
-            f"{row['decode_s_per_token']['median'] * 1e3:.1f}",
-            f"{row['decode_transformers_over_this']:.2f}",
-            f"{share[key]['share'] * 100:.2f}" if key in share else "",
-            f"{stored[key]['ratio']:.3f}" if key in stored else "",
-        ]
-        for key, row in measured["rows"].items()
-    ]
-    header = [
-        "",
-        "TTFT s",
-        "transformers ÷ this",
-        "of the ideal",
-        "ms per token",
-        "transformers ÷ this, decoding",
-        "scoring % of TTFT",
-        "bytes ÷ needed",
-    ]
-    title = f"{model.name}, {dtype}, {prompt_tokens} tokens"
-    command = (
-        f"python benchmarks/run.py model --model {model.name} --prompt-tokens {prompt_tokens} "
-        f"--new-tokens {new_tokens} --rounds {rounds} --dtype {dtype} --schedules {schedules}"
-    )
-    sections = {
-        "model": model.name,
-        "dtype": dtype,
-        "speed": measured,
-        "share": share,
-        "bytes": stored,
-    }
-    save(name, command, sections, [table_of(title, header, rows)])
+
+@app.command("scale")
+def scale_command(
+    model: ModelFolder,
+    lengths: Annotated[str, typer.Option(help="Prompt lengths, ascending, commas between.")] = (
+        "512,1024,2048,4096,8192"
+    ),
+    new_tokens: options.NewTokens = 33,
+    rounds: options.Rounds = "3",
+    dtype: options.Dtype = "float32",
+    device: options.Device = "cpu",
+    schedules: options.Schedules = "dense,balanced,fast",
+    compiled: options.Compiled = False,
+    memory: options.Memory = True,
+    name: Name = "scale",
+) -> None:
+    """The same over several prompt lengths, with a fit, exponents and drawings."""
+    _measure(
+        name, model, lengths, rounds, schedules, new_tokens=new_tokens, dtype=dtype,
+        device=device, compiled=compiled, memory=memory,
+    )  # fmt: skip
+
+
+def _measure(
+    name: str, model: str, lengths: str, rounds: str, schedules: str, **more: object
+) -> None:
+    from oracle_check import verify_pruned
+
+    from lazyllm_ext.cli.bench import bench, make_request
+
+    request = make_request(model, lengths, rounds, schedules, **more)
+    bench(request, RESULTS / name, verify_more=verify_pruned)
 
 
 @app.command("batch")
 def batch_command(
-    model: Model,
+    model: ModelFolder,
     shortest: int = 512,
     longest: int = 4096,
     size: int = 8,
-    rounds: Rounds = 5,
-    dtype: str = "float32",
+    rounds: Count = 5,
+    dtype: options.Dtype = "float32",
     name: Name = "batch",
 ) -> None:
     """One left-padded batch of prompts of different lengths, schedule dense."""
-    from model import Bench, padded_batch
+    from batch import padded_batch
 
-    result = padded_batch(Bench(str(model), dtype), shortest, longest, size, rounds)
+    from lazyllm_ext.bench import machine
+    from lazyllm_ext.bench.model import Model
+
+    if not 16 <= shortest <= longest or size < 1 or rounds < 1:
+        raise CommandError(
+            f"batch: expected 16 ≤ shortest ≤ longest, a size and rounds from 1 on, got {shortest},"
+            f" {longest}, {size} and {rounds}"
+        )
+    with as_input_error(ValueError, OSError):
+        loaded = Model(model, dtype)
+    result = padded_batch(loaded, shortest, longest, size, rounds)
     rows = [
         [key, f"{value['median']:.2f}", f"{value['min']:.2f}", f"{value['max']:.2f}"]
         for key, value in result["seconds"].items()
     ]
     rows.append(["transformers ÷ dense", f"{result['transformers_over_dense']:.2f}", "", ""])
-    title = f"{model.name}, {dtype}, {size} prompts of {shortest} to {longest} tokens, first token"
-    command = (
-        f"python benchmarks/run.py batch --model {model.name} --shortest {shortest} "
-        f"--longest {longest} --size {size} --rounds {rounds} --dtype {dtype}"
+    title = (
+        f"{Path(model).name}, {dtype}, {size} prompts of {shortest} to {longest} tokens, "
+        "first token"
     )
-    table = table_of(title, ["", "median s", "min", "max"], rows)
-    save(name, command, {"model": model.name, "dtype": dtype, "batch": result}, [table])
+    content = {"machine": machine.describe(), "ceilings": machine.ceilings(), "batch": result}
+    _finish(name, content, [(title, ["", "median s", "min", "max"], rows)])
 
 
 @app.command("operators")
-def operators_command(rounds: Rounds = 15, name: Name = "operators") -> None:
-    """Every operator, verified against its reference, beside the PyTorch way of doing it."""
+def operators_command(
+    rounds: Count = 15,
+    device: options.Device = "cpu",
+    dtypes: Annotated[str, typer.Option(help="Commas between.")] = "float32,bfloat16",
+    small: Annotated[
+        bool, typer.Option("--small", help="A few small cases, to see that the driver runs.")
+    ] = False,
+    name: Name = "operators",
+) -> None:
+    """Every operator, verified against float64 or PyTorch, beside the PyTorch way of doing it."""
     from operators import measure
 
-    results = measure(rounds)
+    from lazyllm_ext.bench import BenchError, machine
+    from lazyllm_ext.cli.loading import pick_device
+
+    names = dtypes.split(",")
+    if not set(names) <= {"float32", "bfloat16"} or rounds < 1:
+        raise CommandError(
+            "operators: expected rounds from 1 on and float32 or bfloat16, "
+            f"got {rounds} and {dtypes}"
+        )
+    device = pick_device(device)
+    ceilings = machine.ceilings(device)
+    try:
+        results = measure(rounds, names, device, ceilings, small)
+    except BenchError as error:
+        raise CommandError(str(error), status=1) from error
     rows = [
         [
             row["operator"],
             row["case"],
+            row["dtype"],
             f"{row['ms']:.3f}",
             f"{row['pytorch_ms']:.3f}",
             f"{row['pytorch_ms'] / row['ms']:.2f}",
-            row["rate"],
+            f"{row['rate']:.1f} {row['unit']}",
+            f"{row['of_ceiling'] * 100:.0f}",
         ]
         for row in results
     ]
-    header = ["operator", "case", "ms", "PyTorch ms", "PyTorch ÷ ours", "achieved"]
-    command = f"python benchmarks/run.py operators --rounds {rounds}"
-    save(name, command, {"operators": results}, [table_of("operators", header, rows)])
+    header = ["operator", "case", "dtype", "ms", "PyTorch ms", "PyTorch ÷ ours", "achieved"]
+    header += ["% of the ceiling"]
+    content = {"machine": machine.describe(device), "ceilings": ceilings, "operators": results}
+    _finish(name, content, [(f"operators, {device}", header, rows)])
+
+
+def _finish(
+    name: str, content: dict[str, object], figures: list[tuple[str, list[str], list[list[str]]]]
+) -> None:
+    from lazyllm_ext.bench.report import ceilings_table, show, table_of, write
+    from lazyllm_ext.cli.bench import command_line
+
+    shown = [table_of(*figure) for figure in figures]
+    shown.append(ceilings_table(content["ceilings"]))
+    show(shown)
+    write(RESULTS / name, command_line(), content, shown, [])
+    print(f"wrote {RESULTS / name}.json and .md", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    app()
+    sys.exit(run(sys.argv[1:], app, "benchmarks/run.py"))

@@ -24,7 +24,7 @@ class Operations:
 
 
 def prefill_operations(
-    decoder: LazyDecoder, tokens: int, active: Sequence[Tensor] = ()
+    decoder: LazyDecoder, tokens: int, active: Sequence[Tensor] = (), last_rows: int = 1
 ) -> Operations:
     """Operations that `decoder` needs for a first prefill of `tokens` tokens.
 
@@ -38,6 +38,8 @@ def prefill_operations(
         tokens: length of the prompt.
         active: A_1 … A_S, the token indices that each boundary kept (`state.active`); needed when
             the schedule has boundaries, since the pairs depend on which tokens stay.
+        last_rows: for how many last tokens the last layer is finished; transformers finishes it
+            for all of them.
     """
     if len(active) != len(decoder.boundaries):
         raise ValueError(
@@ -51,7 +53,7 @@ def prefill_operations(
         entering, seen = rows, keys
         if decoder.boundary_at[number] >= 0:
             keys = rows = active[decoder.boundary_at[number]].cpu()
-        leaving = rows[-1:] if number == decoder.num_layers - 1 else rows
+        leaving = rows[-last_rows:] if number == decoder.num_layers - 1 else rows
         projections += _per_row(layer.k_proj, layer.v_proj) * entering.numel()
         projections += _per_row(layer.q_proj, layer.o_proj) * leaving.numel()
         mlp += _per_row(layer.mlp) * leaving.numel()

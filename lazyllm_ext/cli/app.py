@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from . import bench_options as options
 from .errors import CommandError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -27,27 +28,27 @@ def main() -> None:
     sys.exit(run(sys.argv[1:]))
 
 
-def run(arguments: list[str]) -> int:
-    """Run a command line and return its exit status."""
+def run(arguments: list[str], commands: typer.Typer = app, program: str = "lazyllm-ext") -> int:
+    """Run a command line of these commands and return its exit status."""
+
+    def fail(message: str, status: int) -> int:
+        print(f"{program}: {message}", file=sys.stderr)
+        return status
+
     try:
-        status = app(args=arguments, prog_name="lazyllm-ext", standalone_mode=False)
+        status = commands(args=arguments, prog_name=program, standalone_mode=False)
     except CommandError as error:
-        return _fail(str(error), error.status)
+        return fail(str(error), error.status)
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted", 130)
+        return fail("interrupted", 130)
     except Exception as error:
         # typer's own errors about options; their class has moved between releases.
         if not hasattr(error, "format_message"):
             raise
-        return _fail(error.format_message(), getattr(error, "exit_code", 2))
+        return fail(error.format_message(), getattr(error, "exit_code", 2))
     if status == 130:  # what typer makes of an interrupt
-        return _fail("interrupted", 130)
+        return fail("interrupted", 130)
     return status if isinstance(status, int) else 0
-
-
-def _fail(message: str, status: int) -> int:
-    print(f"lazyllm-ext: {message}", file=sys.stderr)
-    return status
 
 
 @app.callback()
@@ -116,6 +117,32 @@ def generate(
         seed=seed,
     )
     return command.generate(request)
+
+
+@app.command()
+def bench(
+    model: Annotated[str, typer.Argument(help="Folder of a transformers model, or 'demo'.")],
+    prompt_tokens: Annotated[
+        str, typer.Option(help="Length of the prompt; several with commas show how it scales.")
+    ] = "2048",
+    new_tokens: options.NewTokens = 33,
+    rounds: options.Rounds = "3",
+    dtype: options.Dtype = "float32",
+    device: options.Device = "auto",
+    schedules: options.Schedules = "dense,balanced,fast",
+    compiled: options.Compiled = False,
+    memory: options.Memory = True,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object only.")] = False,
+    output: options.Output = None,
+) -> int:
+    """Measure a model under transformers and under every schedule, on this machine."""
+    from . import bench as command
+
+    request = command.make_request(
+        model, prompt_tokens, rounds, schedules, new_tokens=new_tokens, dtype=dtype,
+        device=device, compiled=compiled, memory=memory,
+    )  # fmt: skip
+    return command.bench(request, output, json)
 
 
 @app.command()

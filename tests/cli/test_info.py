@@ -43,7 +43,9 @@ def test_tables(run: Callable[..., Ran]):
         assert words in ran.stdout
 
 
-@pytest.mark.parametrize("arguments", [(), ("--help",), ("generate", "--help"), ("info", "--help")])
+@pytest.mark.parametrize(
+    "arguments", [(), ("--help",), ("generate", "--help"), ("info", "--help"), ("bench", "--help")]
+)
 def test_help(run: Callable[..., Ran], arguments: tuple[str, ...]):
     ran = run(*arguments)
     assert ran.status == (0 if arguments else 2)

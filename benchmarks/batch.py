@@ -1,0 +1,37 @@
+"""One left-padded batch of prompts of different lengths, beside transformers."""
+
+from typing import Any
+
+import torch
+
+from lazyllm_ext.bench.model import Model
+from lazyllm_ext.bench.timing import interleave, ratio, seconds, spread
+from lazyllm_ext.bench.verify import verify_dense
+
+
+def padded_batch(
+    model: Model, shortest: int, longest: int, size: int, rounds: int
+) -> dict[str, Any]:
+    """Left-padded prompts of `size` different lengths, one new token each, schedule dense."""
+    lengths = torch.linspace(shortest, longest, size).long().tolist()
+    ids = torch.zeros(size, longest, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for row, length in enumerate(lengths):
+        ids[row, longest - length :] = model.prompt(length, start=97 * row)
+        mask[row, longest - length :] = 1
+    verify_dense(model, ids, mask)
+
+    def run(contender: str) -> None:
+        with model.under(contender):
+            model.model.generate(
+                ids, attention_mask=mask, max_new_tokens=1, do_sample=False, pad_token_id=0
+            )
+
+    contenders = {name: seconds(lambda name=name: run(name)) for name in ("transformers", "dense")}
+    times = interleave(contenders, rounds, title=f"{size} prompts")
+    return {
+        "lengths": lengths,
+        "rounds": rounds,
+        "seconds": {name: spread(values) for name, values in times.items()},
+        "transformers_over_dense": ratio(times["transformers"], times["dense"]),
+    }

@@ -1,0 +1,80 @@
+"""Where the time of a prefill goes, from the profiler."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lazyllm_ext.decoder import LazyDecoder
+
+from .model import Model, Run
+
+_LINEAR = "lazyllm_ext.bench: projections and MLP"
+
+# What is shown -> the profiler's names for it. No range holds another one of this table.
+_RANGES = {
+    "projections_mlp": (_LINEAR,),
+    "attention": ("lazyllm::lazy_attention", "aten::scaled_dot_product_attention"),
+    "scoring": ("lazyllm::token_importance",),
+    "selection": ("lazyllm::select_tokens",),
+}
+PARTS = (*_RANGES, "rest")
+
+
+def profile_prefill(model: Model, contender: str, ids: Tensor) -> tuple[dict[str, float], Run]:
+    """Seconds of every part of one prefill of [n] ids, up to its first token, and that run.
+
+    `rest` is what the others leave of the whole: norms, activations between, rotary embedding,
+    caches, bookkeeping, Python. On a GPU a part's seconds are those of its kernels, and `rest`
+    holds what the GPU waited for.
+    """
+    gpu = model.device != "cpu"
+    kinds = [torch.profiler.ProfilerActivity.CPU]
+    kinds += [torch.profiler.ProfilerActivity.CUDA] if gpu else []
+    with _marked(_projections(model.model)), torch.profiler.profile(activities=kinds) as profile:
+        begin = time.perf_counter()
+        run = model.generate(contender, ids, 1)
+        model.synchronize()
+        total = time.perf_counter() - begin
+    spent: dict[str, float] = {}
+    for event in profile.key_averages():
+        took = event.device_time_total if gpu else event.cpu_time_total
+        # A GPU's profile names a range twice: where it was started, and where it ran.
+        spent[event.key] = max(spent.get(event.key, 0.0), took * 1e-6)
+    parts = {part: sum(spent.get(name, 0.0) for name in names) for part, names in _RANGES.items()}
+    return {**parts, "rest": max(0.0, total - sum(parts.values()))}, run
+
+
+def _projections(model: Any) -> list[nn.Module]:
+    """The modules that both transformers and LazyLLM call: projections, MLPs, the output."""
+    decoder: Any = LazyDecoder.from_model(model, "dense")
+    modules = [decoder.lm_head]
+    for layer in decoder.layers:
+        modules += [layer.q_proj, layer.k_proj, layer.v_proj, layer.o_proj, layer.mlp]
+    return modules
+
+
+@contextmanager
+def _marked(modules: list[nn.Module]) -> Iterator[None]:
+    """A range of the profiler around every call of these modules."""
+    running: list[Any] = []
+
+    def before(module: nn.Module, arguments: Any) -> None:
+        running.append(torch.profiler.record_function(_LINEAR))
+        running[-1].__enter__()
+
+    def after(module: nn.Module, arguments: Any, output: Any) -> None:
+        running.pop().__exit__(None, None, None)
+
+    handles = [module.register_forward_pre_hook(before) for module in modules]
+    handles += [module.register_forward_hook(after) for module in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,198 @@
+"""A measurement as tables, for a terminal and as Markdown, and as files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from .measure import shares
+from .parts import PARTS
+
+_PART_NAMES = {
+    "projections_mlp": "projections + MLP %",
+    "attention": "attention %",
+    "scoring": "scoring %",
+    "selection": "selection %",
+    "rest": "rest %",
+}
+
+
+def tables(result: dict[str, Any]) -> list[Table]:
+    """Speed of every length, where the time goes, memory, and growth over the lengths."""
+    request = result["request"]
+    title = f"{Path(request['model']).name}, {request['dtype']}, {request['device']}"
+    found = []
+    for entry in result["lengths"]:
+        found.append(_speed(f"{title}, {entry['tokens']} tokens", entry["rows"]))
+    found.append(_parts(f"{title}: where TTFT goes", result["lengths"]))
+    found.append(_memory(f"{title}: memory", result["lengths"]))
+    if "growth" in result:
+        found.append(_growth(f"{title}: TTFT over the prompt's length", result["growth"]))
+        found.append(_exponents(f"{title}: p of time ~ tokens^p", result["growth"]))
+    return found
+
+
+def _speed(title: str, rows: dict[str, Any]) -> Table:
+    header = ["", "TTFT s", "spread", "kernels", "pruning", "both", "of the ideal"]
+    header += ["ms per token", "spread", "decoding, both", "generation s", "generation, both"]
+    lines = []
+    for name, row in rows.items():
+        lines.append(
+            [
+                name,
+                _number(row["ttft_s"]["median"], 2),
+                _spread(row["ttft_s"], 1, 2),
+                # `dense` is what the kernels do alone; the same factor is in every other row.
+                _number(rows["dense"]["ttft_transformers_over_this"], 2) if _ours(name) else "",
+                _number(row["ttft_dense_over_this"], 2) if _ours(name) else "",
+                _number(row["ttft_transformers_over_this"], 2),
+                _number(row.get("of_ideal"), 2),
+                _number(row["decode_s_per_token"]["median"] * 1e3, 1),
+                _spread(row["decode_s_per_token"], 1e3, 1),
+                _number(row["decode_transformers_over_this"], 2),
+                _number(row["generation_s"]["median"], 2),
+                _number(row["generation_transformers_over_this"], 2),
+            ]
+        )
+    return table_of(title, header, lines)
+
+
+def _parts(title: str, lengths: list[dict[str, Any]]) -> Table:
+    lines = []
+    for entry in lengths:
+        for name, row in entry["rows"].items():
+            if "parts_s" in row:
+                share = shares(row)
+                figures = [_number(share[part] * 100, 2) for part in PARTS]
+                lines.append([str(entry["tokens"]), name, *figures])
+    return table_of(title, ["tokens", "", *_PART_NAMES.values()], lines)
+
+
+def _memory(title: str, lengths: list[dict[str, Any]]) -> Table:
+    header = ["tokens", "", "KV MB", "Aux MB", "KV + Aux ÷ transformers' KV", "held ÷ needed"]
+    header += ["peak of prefill MB", "peak ÷ transformers'"]
+    lines = []
+    for entry in lengths:
+        base = entry["rows"]["transformers"]
+        for name, row in entry["rows"].items():
+            peak = row.get("peak_bytes")
+            lines.append(
+                [
+                    str(entry["tokens"]),
+                    name,
+                    _number(row["kv_bytes"] * 1e-6, 1),
+                    _number(row["aux_bytes"] * 1e-6, 1),
+                    _number((row["kv_bytes"] + row["aux_bytes"]) / base["kv_bytes"], 2),
+                    _number(row["held_over_needed"], 3) if _ours(name) else "",
+                    _number(None if peak is None else peak * 1e-6, 0),
+                    _number(peak / base["peak_bytes"], 2) if peak and base["peak_bytes"] else "",
+                ]
+            )
+    return table_of(title, header, lines)
+
+
+def _growth(title: str, growths: dict[str, Any]) -> Table:
+    header = ["", "constant s", "µs per token", "ns per token²", "worst error %"]
+    header += ["quadratic % at the longest", "attention % there", "linear GFLOP/s there"]
+    header += ["attention GFLOP/s there"]
+    lines = []
+    for name, growth in growths.items():
+        fit = growth["fit"] or {}
+        scaled = [
+            _number(None if key not in fit else fit[key] * factor, places)
+            for key, factor, places in (
+                ("constant", 1, 3),
+                ("linear", 1e6, 1),
+                ("quadratic", 1e9, 3),
+                ("worst", 100, 1),
+            )
+        ]
+        shared = [
+            _number(None if growth[key] is None else growth[key] * 100, 1)
+            for key in ("quadratic_share", "attention_share")
+        ]
+        rates = [_number(growth.get(f"{key}_gflop_per_s"), 1) for key in ("linear", "attention")]
+        lines.append([name, *scaled, *shared, *rates])
+    return table_of(title, header, lines)
+
+
+def _exponents(title: str, growths: dict[str, Any]) -> Table:
+    keys = ["ttft", "operations", *PARTS]
+    lines = [
+        [name, *(_number(growth["exponents"].get(key), 2) for key in keys)]
+        for name, growth in growths.items()
+    ]
+    names = [name.removesuffix(" %") for name in _PART_NAMES.values()]
+    return table_of(title, ["", "TTFT", "operations", *names], lines)
+
+
+def ceilings_table(ceilings: dict[str, float]) -> Table:
+    """What the machine reached at best in the same run."""
+    line = [_number(value, 1) for value in ceilings.values()]
+    header = ["copy GB/s", "float32 product GFLOP/s", "bfloat16 product GFLOP/s"]
+    return table_of("the machine's ceilings", header, [line])
+
+
+def table_of(title: str, header: list[str], lines: list[list[str]]) -> Table:
+    """A table from plain strings; the first columns are names, figures stand on the right."""
+    table = Table(title=title, title_justify="left")
+    for name in header:
+        table.add_column(name, justify="right" if name else "left")
+    for line in lines:
+        table.add_row(*line)
+    return table
+
+
+def markdown(table: Table) -> list[str]:
+    """A rich table as Markdown lines."""
+    columns = [list(column.cells) for column in table.columns]
+    head = "| " + " | ".join(str(column.header) for column in table.columns) + " |"
+    rows = [
+        "| " + " | ".join(str(cell) for cell in row) + " |" for row in zip(*columns, strict=True)
+    ]
+    return [head, "|" + " --- |" * len(columns), *rows]
+
+
+def write(
+    stem: Path, command: str, result: dict[str, Any], shown: list[Table], figures: list[Path]
+) -> None:
+    """`stem`.json, and `stem`.md with the machine, the tables and the figures.
+
+    Raises:
+        OSError: the files cannot be written.
+    """
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    content = {"command": command, **result}
+    stem.with_name(f"{stem.name}.json").write_text(
+        json.dumps(content, indent=1) + "\n", encoding="utf-8"
+    )
+    lines = [f"# {stem.name}", "", f"`{command}`", ""]
+    lines += [f"- {key}: {value}" for key, value in result["machine"].items()]
+    for table in shown:
+        lines += ["", f"## {table.title}", "", *markdown(table)]
+    for figure in figures:
+        lines += ["", f"![{figure.stem}]({figure.name})"]
+    stem.with_name(f"{stem.name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def show(shown: list[Table]) -> None:
+    """Print the tables on standard output."""
+    console = Console(highlight=False)
+    for table in shown:
+        console.print(table)
+
+
+def _ours(name: str) -> bool:
+    return name not in ("transformers", "compiled")
+
+
+def _number(value: float | None, places: int) -> str:
+    return "" if value is None else f"{value:.{places}f}"
+
+
+def _spread(values: dict[str, float], factor: float, places: int) -> str:
+    return f"{values['min'] * factor:.{places}f}–{values['max'] * factor:.{places}f}"
