@@ -1,4 +1,4 @@
-"""The command line: `lazyllm-ext generate` and `lazyllm-ext info`."""
+"""The command line: `lazyllm-ext generate`, `eval` and `info`."""
 
 from .app import main
 
