@@ -15,6 +15,8 @@ from bisect import bisect_right
 import torch
 from torch import Tensor
 
+from lazyllm_ext.cost import prefill_operations
+
 from .sessions import Kept, Reduction
 from .subject import Prompt, Subject
 from .tasks import Item
@@ -41,13 +43,13 @@ def compress(subject: Subject, item: Item, prompt: Prompt, keep: float) -> Reduc
     # The compressing pass computes every layer and the logits of all tokens; it is not a part of
     # what is computed for the answer, and so counts among the operations only.
     scored = plain.ids.numel()
-    head = 2 * subject.dense_decoder.lm_head.weight.numel() * (scored - 1)
+    pass_ = prefill_operations(subject.dense_decoder, scored)
     return Reduction(
         ids=shorter.ids,
         positions=None,
         following=k,
         kept=Kept(-1, _kept_tokens(prompt, text, words, chosen)),
-        operations=subject.dense_operations(scored) + head,
+        operations=pass_.total + pass_.lm_head * (scored - 1),
         computed_percent=100.0 * k / n,
     )
 

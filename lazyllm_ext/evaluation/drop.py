@@ -8,13 +8,15 @@ from torch import Tensor
 from lazyllm_ext.hf import LazyCache
 
 _MOST_NEW_TOKENS = 65536
+_ABOVE_ALL = 2.0
 
 
 class RandomScores:
-    """Scores by lot, for `LazyDecoder.on_importance`: one for each token and boundary.
+    """Scores by lot, for `LazyDecoder.on_importance`: one for each token.
 
-    A token keeps its score for the whole generation, so that it is not drawn anew, and revived, at
-    every step. Tokens after the prompt score above all of the prompt's: only those are dropped.
+    A token has the same score at every boundary and in every step, so that nothing is drawn anew,
+    and revived, while decoding. What the schedule protects in the prefill (its last `window`
+    tokens) and what comes after it score above all others, and so are not dropped later.
 
     Args:
         prompt: number of tokens of the prompt.
@@ -28,15 +30,18 @@ class RandomScores:
     cache: LazyCache
 
     def __init__(self, prompt: int, seed: int, window: int):
-        self.prompt, self.seed, self.window = prompt, seed, window
-        self.scores: dict[int, Tensor] = {}
+        self.window = window
+        # Drawn on the CPU: the same on every device.
+        drawn = torch.rand(prompt, generator=torch.Generator().manual_seed(seed))
+        self.scores = torch.cat([drawn, torch.full((_MOST_NEW_TOKENS,), _ABOVE_ALL)])
+        self.scores[max(0, prompt - window) : prompt] = _ABOVE_ALL
 
     def __call__(self, boundary: int, scored: Tensor) -> Tensor:
         """[K] -> [K] float32: what makes the importance of each token its score."""
         index = self._index(boundary, scored)
         # The importance becomes (1 - T/w) I + this / w, where I is 0 for a token seen first: so w
         # times its score makes that the importance, and the score itself leaves it there.
-        scores = self._scores(boundary)[index.clamp(min=0).cpu()].to(scored)
+        scores = self.scores[index.clamp(min=0).cpu()].to(scored)
         scores = torch.where(index >= self.cache.columns, self.window * scores, scores)
         return torch.where(index >= 0, scores, 0.0)
 
@@ -48,11 +53,3 @@ class RandomScores:
             return state.active[boundary - 1]
         index = torch.arange(scored.numel(), device=scored.device)
         return torch.where(index < state.host_length[0], index, -1)
-
-    def _scores(self, boundary: int) -> Tensor:
-        """[prompt + new tokens] float32, on the CPU: the same on every device."""
-        if boundary not in self.scores:
-            generator = torch.Generator().manual_seed(64 * self.seed + boundary)
-            drawn = torch.rand(self.prompt, generator=generator)
-            self.scores[boundary] = torch.cat([drawn, torch.full((_MOST_NEW_TOKENS,), 2.0)])
-        return self.scores[boundary]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from lazyllm_ext import state as bookkeeping
@@ -15,7 +17,7 @@ from .tasks import Item
 
 DEPTH = 0.25
 # How `balanced` scores, and so a stronger baseline than the paper's last query alone.
-SCORING = {"window": 32, "pool": 7, "protect_first": 4}
+WINDOW, POOL, PROTECT_FIRST = 32, 7, 4
 
 
 def static_prune(subject: Subject, item: Item, prompt: Prompt, keep: float) -> Reduction:
@@ -45,10 +47,10 @@ def static_prune(subject: Subject, item: Item, prompt: Prompt, keep: float) -> R
 
 def _first_layers(subject: Subject, keep: float) -> LazyDecoder:
     """A decoder that ends one layer after the boundary: an ordinary one cannot stop early."""
-    whole = subject.dense_decoder
-    schedule = PruningSchedule((Boundary(depth=DEPTH, keep=keep),), **SCORING)
-    full = [layer.window == 0 for layer in whole.layers]
-    resolved = schedule.resolve(full, subject.model_id)
+    whole: Any = subject.dense_decoder  # its layers are plain modules to a type checker
+    boundary = Boundary(depth=DEPTH, keep=keep)
+    schedule = PruningSchedule((boundary,), WINDOW, POOL, PROTECT_FIRST)
+    resolved = schedule.resolve([layer.window == 0 for layer in whole.layers])
     return LazyDecoder(
         embed=whole.embed,
         layers=list(whole.layers)[: resolved.layers[0] + 2],

@@ -61,11 +61,6 @@ class Subject:
         return torch.device(self.model.device)
 
     @property
-    def model_id(self) -> str | None:
-        """What schedules know the model by."""
-        return getattr(self.model.config, "name_or_path", None)
-
-    @property
     def context(self) -> int | None:
         """Most tokens of prompt and answer; None for no limit."""
         return getattr(self.model.config, "max_position_embeddings", None)
