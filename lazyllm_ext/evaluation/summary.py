@@ -27,6 +27,7 @@ class Row:
         category: `all` for the mean over categories.
         items: how many.
         score: 0 … 1.
+        relative: the score over the other's; None where that is 0.
         difference: of the scores, this one's minus the other's.
         low, high: 95 % interval of the difference, by paired bootstrap over the items.
         ttft_speedup: median over the items.
@@ -43,6 +44,7 @@ class Row:
     contender: str
     items: int
     score: float
+    relative: float | None
     difference: float
     low: float
     high: float
@@ -83,12 +85,14 @@ def _row(length: int | None, category: str, contender: str, pairs: Sequence[Pair
     low, high = bootstrap(pairs)
     rates = [speedup for pair in pairs if (speedup := generation_speedup(*pair)) is not None]
     score = balanced_mean(pairs, lambda own, other: own.score)
+    others = balanced_mean(pairs, lambda own, other: other.score)
     return Row(
         length=length,
         category=category,
         contender=contender,
         items=len(pairs),
         score=score,
+        relative=score / others if others else None,
         difference=balanced_mean(pairs, lambda own, other: own.score - other.score),
         low=low,
         high=high,

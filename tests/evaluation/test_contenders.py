@@ -239,7 +239,7 @@ class TestCompress:
         assert session.operations() > subject.dense_operations(TOKENS)
 
     def test_keeping_everything_is_dense(self, subject: Subject):
-        assert run(subject, "compress:1").kl == 0.0
+        assert run(subject, "compress:1").kl < 1e-6
 
     def test_surprise(self, subject: Subject):
         ids = subject.encode(QA).ids

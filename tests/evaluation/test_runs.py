@@ -162,6 +162,7 @@ class TestSummary:
         assert rows["x", "ours"].score == pytest.approx((0.3 + 0.9) / 2)
         assert rows["all", "ours"].score == pytest.approx((0.6 + 1.0) / 2)
         assert rows["all", "ours"].difference == pytest.approx(-0.2)
+        assert rows["all", "ours"].relative == pytest.approx(0.8)
         assert rows["x", "ours"].ttft_speedup == 2.0
         assert rows["x", "ours"].operations_ratio == 2.5
         assert rows["x", "ours"].items == 4
@@ -262,7 +263,7 @@ def test_report_files(subject: Subject, tmp_path: Path, schedule: Path):
     ]  # fmt: skip
     markdown = files[1].read_text()
     table = [line for line in markdown.splitlines() if line.startswith("|")]
-    assert table[0].startswith("| category | contender | items | score | difference [95 %] | TTFT")
+    assert table[0].startswith("| category | contender | items | score | relative | difference")
     assert len({line.count("|") for line in table}) == 1
     assert len(table) == 2 + 6
     assert r"- a.jsonl:3: broken \| line" in markdown
