@@ -186,7 +186,8 @@ def _show(report: Report) -> None:
         table = Table(title=title, title_justify="left")
         for number, name in enumerate(HEADINGS):
             own = number < 2
-            table.add_column(name, justify="left" if own else "right", no_wrap=own)
+            whole = own or "[95 %]" in name
+            table.add_column(name, justify="left" if own else "right", no_wrap=whole)
         category = None
         for row in report.at(length):
             if category not in (None, row.category):
