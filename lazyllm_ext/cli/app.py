@@ -119,6 +119,84 @@ def generate(
     return command.generate(request)
 
 
+@app.command(name="eval")
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Folder of a transformers model, or 'demo'.")],
+    tasks: Annotated[
+        list[Path], typer.Option(help="JSON lines, or a folder of *.jsonl; may be repeated.")
+    ],
+    output: Annotated[
+        Path, typer.Option(help="Folder for records and reports; goes on with what is in it.")
+    ],
+    contenders: Annotated[
+        str,
+        typer.Option(
+            help="With commas between: dense, a schedule (a name or a JSON file), "
+            "norevive:SCHEDULE, random:SCHEDULE, static:KEEP, compress:KEEP."
+        ),
+    ] = "dense,balanced",
+    lengths: Annotated[
+        str | None, typer.Option(help="Only items of these target_tokens, commas between.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Only so many items of each task and length.")
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(help="Contender that the others are compared with; dense if it runs."),
+    ] = None,
+    page: Annotated[
+        str | None, typer.Option(help="Id of an item to write as a page: which tokens were kept.")
+    ] = None,
+    chat: Annotated[
+        bool, typer.Option(help="Chat template for items that say so, if the model has one.")
+    ] = True,
+    answer_prefix: Annotated[
+        bool,
+        typer.Option(
+            "--answer-prefix", help="Append the items' answer_prefix where no template is used."
+        ),
+    ] = False,
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16, float16; auto: as the model is stored.")
+    ] = "auto",
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda or cuda:N; auto: a GPU if there is one.")
+    ] = "auto",
+) -> int:
+    """Compare schedules and baselines on tasks: scores, speed, and how near they are to dense."""
+    from . import evaluate as command
+
+    if dtype not in DTYPES:
+        raise CommandError(f"--dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+    if limit is not None and limit < 1:
+        raise CommandError(f"--limit: expected at least 1, got {limit}")
+    request = command.Request(
+        model=model,
+        tasks=tasks,
+        contenders=contenders.split(","),
+        lengths=_whole_numbers("--lengths", lengths),
+        limit=limit,
+        output=output,
+        against=against,
+        page=page,
+        chat=chat,
+        answer_prefix=answer_prefix,
+        dtype=dtype,
+        device=device,
+    )
+    return command.evaluate(request)
+
+
+def _whole_numbers(option: str, text: str | None) -> list[int]:
+    """Numbers with commas between; none for None."""
+    try:
+        return [] if text is None else [int(part) for part in text.split(",")]
+    except ValueError:
+        expected = "whole numbers with commas between"
+        raise CommandError(f"{option}: expected {expected}, got {text!r}") from None
+
+
 @app.command()
 def bench(
     model: Annotated[str, typer.Argument(help="Folder of a transformers model, or 'demo'.")],

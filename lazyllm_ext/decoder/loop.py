@@ -83,6 +83,10 @@ class LazyDecoder(nn.Module):
         )
         # Called after every layer with (layer, rows), for progress; no part of a scripted decoder.
         self.on_layer: Optional[Callable[[int, int], None]] = None
+        # Called at every boundary with (boundary number, scored [K] float32: the probabilities that
+        # this step's window queries gave to each active token, summed; 0 in unused places). What it
+        # returns is used instead. For baselines; no part of a scripted decoder.
+        self.on_importance: Optional[Callable[[int, Tensor], Tensor]] = None
 
     @classmethod
     def from_model(
@@ -194,6 +198,8 @@ class LazyDecoder(nn.Module):
                 )
                 if self.checked:
                     _refuse_nan(scored, "importance", number)
+                if not torch.jit.is_scripting() and self.on_importance is not None:
+                    scored = self.on_importance(boundary, scored)
                 update_importance_(state, boundary, step, keys, scored, self.window)
                 keys, rows, hidden, slots = cross_(
                     state, self.spec, self.boundaries[boundary], step, keys, rows, hidden

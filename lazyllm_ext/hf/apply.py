@@ -119,6 +119,10 @@ class Lazy:
             raise ValueError("report: expected a finished generation, got none so far")
         return self._report
 
+    def new_cache(self) -> LazyCache:
+        """An empty cache, for single calls of the model as `past_key_values`."""
+        return LazyCache(self._plan)
+
     def remove(self) -> None:
         """Make the model what it was. Nothing happens where that is done already.
 

@@ -1,0 +1,207 @@
+"""`lazyllm-ext eval`: tasks, contenders, a table."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from lazyllm_ext.evaluation import (
+    Contender,
+    Evaluation,
+    Item,
+    Records,
+    Report,
+    Subject,
+    choose,
+    make_report,
+    model_digest,
+    parse_contenders,
+    read_tasks,
+    write_page,
+    write_report,
+)
+from lazyllm_ext.evaluation.plots import require_matplotlib
+from lazyllm_ext.evaluation.report import HEADINGS, cells, heading
+
+from .errors import CommandError, as_input_error
+from .loading import find_folder, load, pick_device
+
+_SHOWN_FAULTS = 10
+_FILE_WIDTH = 180
+
+
+@dataclass(frozen=True)
+class Request:
+    """The command's options, as the user gave them."""
+
+    model: str
+    tasks: Sequence[Path]
+    contenders: Sequence[str]
+    lengths: Sequence[int]
+    limit: int | None
+    output: Path
+    against: str | None
+    page: str | None
+    chat: bool
+    answer_prefix: bool
+    dtype: str
+    device: str
+
+
+def evaluate(request: Request) -> int:
+    """Run the command; returns the exit status.
+
+    Raises:
+        CommandError: before anything is computed, for what does not fit.
+    """
+    with as_input_error(ValueError):
+        require_matplotlib()
+        contenders = parse_contenders(request.contenders)
+        against = _against(request.against, contenders)
+        tasks = read_tasks(request.tasks)
+        items = choose(tasks.items, request.lengths, request.limit).items
+        shown_item = _shown_item(request.page, items)
+        records = Records(request.output)
+    _say_skipped(tasks.faults, "broken lines")
+    device = pick_device(request.device)
+    folder = find_folder(request.model, quiet=False)
+    tokenizer, model = load(folder, request.dtype, device)
+    setting = {
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": model.device.type,
+        "chat": request.chat,
+        "answer_prefix": request.answer_prefix,
+    }
+    with as_input_error(ValueError, TypeError):
+        subject = Subject(model, tokenizer, chat=request.chat, answer_prefix=request.answer_prefix)
+        evaluation = Evaluation(subject, items, contenders, records, model_digest(folder), setting)
+    _say_skipped(evaluation.skipped, "items")
+    if not evaluation.items:
+        raise CommandError("--tasks: expected an item that fits the model's context, got none")
+    _run(evaluation, request.output)
+    skipped = [*tasks.faults, *evaluation.skipped]
+    report = make_report(folder.name, setting, contenders, against, evaluation.finished(), skipped)
+    _show(report)
+    with as_input_error(ValueError, OSError):
+        written = write_report(report, request.output)
+        if shown_item is not None:
+            written.append(_page(subject, shown_item, contenders, request.output))
+    print("Written: " + ", ".join(str(path) for path in (records.path, *written)))
+    return 0
+
+
+def _against(name: str | None, contenders: Sequence[Contender]) -> str:
+    """The contender that the others are compared with: the one asked for, else dense, else one."""
+    names = [contender.name for contender in contenders]
+    if name is None:
+        return "dense" if "dense" in names else names[0]
+    if name not in names:
+        raise CommandError(f"--against: expected one of {', '.join(names)}, got {name!r}")
+    return name
+
+
+def _shown_item(name: str | None, items: Sequence[Item]) -> Item | None:
+    if name is None:
+        return None
+    for item in items:
+        if item.id == name:
+            return item
+    raise CommandError(f"--page: expected the id of an item that is run, got {name!r}")
+
+
+def _say_skipped(faults: Sequence[str], what: str) -> None:
+    for fault in faults[:_SHOWN_FAULTS]:
+        print(f"lazyllm-ext: skipped: {fault}", file=sys.stderr)
+    if faults:
+        print(f"lazyllm-ext: {what} skipped: {len(faults)}", file=sys.stderr)
+
+
+def _run(evaluation: Evaluation, output: Path) -> None:
+    """Finish what is not finished, with a bar on a terminal."""
+    jobs = evaluation.pending()
+    total = sum(job.contender.seeds for job in jobs)
+    finished = len(evaluation.items) * len(evaluation.contenders) - len(jobs)
+    if finished:
+        print(f"lazyllm-ext: {finished} results found in {output}", file=sys.stderr)
+    left = len(jobs)
+    try:
+        with _bar(total) as advance, as_input_error(ValueError, TypeError):
+
+            def done(job: Any, record: Any) -> None:
+                nonlocal left
+                left -= 1
+                advance(job.contender.seeds, f"{job.item.task} {job.contender.name}")
+
+            evaluation.run(done)
+    except KeyboardInterrupt:
+        raise CommandError(
+            f"interrupted with {left} results to go; the same command goes on from there",
+            status=130,
+        ) from None
+
+
+@contextmanager
+def _bar(total: int) -> Iterator[Any]:
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda weight, what: None
+        return
+    # Drawn after each result and not by a thread of its own, which would disturb what is timed.
+    with Progress(
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("remaining"),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+        console=console,
+        transient=True,
+        auto_refresh=False,
+    ) as progress:
+        task = progress.add_task("", total=total)
+        progress.refresh()
+
+        def advance(weight: int, what: str) -> None:
+            progress.update(task, advance=weight, description=escape(what), refresh=True)
+
+        yield advance
+
+
+def _show(report: Report) -> None:
+    """The tables on standard output; in a file as wide as they are."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _FILE_WIDTH
+    for length in report.lengths:
+        title = escape(f"{report.title}: {heading(length)}, against {report.against}")
+        table = Table(title=title, title_justify="left")
+        for number, name in enumerate(HEADINGS):
+            own = number < 2
+            whole = own or "[95 %]" in name
+            table.add_column(name, justify="left" if own else "right", no_wrap=whole)
+        category = None
+        for row in report.at(length):
+            if category not in (None, row.category):
+                table.add_section()
+            texts = cells(row, report.against)
+            if row.category == category:
+                texts[0] = ""
+            category = row.category
+            table.add_row(*map(escape, texts))
+        console.print(table)
+
+
+def _page(subject: Subject, item: Item, contenders: Sequence[Contender], output: Path) -> Path:
+    name = re.sub(r"[^\w.-]+", "_", item.id)
+    path = output / f"page-{name}.html"
+    path.write_text(write_page(subject, item, contenders), encoding="utf-8")
+    return path

@@ -1,0 +1,39 @@
+"""How good the answers are, and how soon they come: schedules and baselines on tasks.
+
+    lazyllm-ext eval MODEL --tasks tasks.jsonl --contenders dense,balanced --output results/
+
+docs/evaluation.md says what every figure means. Nothing in the package imports this.
+"""
+
+from .contenders import Contender, parse_contender, parse_contenders
+from .metrics import METRICS, score
+from .page import write_page
+from .report import Report, make_report, write_report
+from .results import Record, Records, model_digest
+from .runner import Evaluation
+from .subject import Subject
+from .summary import Row, summarize
+from .tasks import Item, Tasks, choose, read_tasks
+
+__all__ = [
+    "METRICS",
+    "Contender",
+    "Evaluation",
+    "Item",
+    "Record",
+    "Records",
+    "Report",
+    "Row",
+    "Subject",
+    "Tasks",
+    "choose",
+    "make_report",
+    "model_digest",
+    "parse_contender",
+    "parse_contenders",
+    "read_tasks",
+    "score",
+    "summarize",
+    "write_page",
+    "write_report",
+]

@@ -1,0 +1,168 @@
+"""What is compared: the dense model, schedules, and the baselines of the LazyLLM paper's table."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import lazyllm_ext
+from lazyllm_ext.schedule import PruningSchedule, shipped_schedules
+
+from .compress import compress
+from .drop import RandomScores
+from .sessions import LazySession, PlainSession, ReducedSession, Session
+from .static import static_prune
+from .subject import Prompt, Subject
+from .tasks import Item
+
+RANDOM_SEEDS = 5
+
+Open = Callable[[Subject, Item, Prompt, int], AbstractContextManager[Session]]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to read a prompt.
+
+    Attributes:
+        name: for tables, and unique in a run.
+        identity: whatever decides what it computes, for JSON.
+        open: (subject, item, prompt, seed) -> the session in which the prompt is computed.
+        seeds: how many runs with other seeds are averaged.
+        dense: whether it is plain transformers.
+    """
+
+    name: str
+    identity: dict[str, Any]
+    open: Open
+    seeds: int = 1
+    dense: bool = False
+
+
+def parse_contenders(specs: Iterable[str]) -> list[Contender]:
+    """Contenders from their names, in this order.
+
+    A name is `dense`, a schedule (a shipped name or the path of a JSON file), `norevive:SCHEDULE`,
+    `random:SCHEDULE`, `static:KEEP` or `compress:KEEP`, where 0 < KEEP <= 1.
+
+    Raises:
+        ValueError: none of these, a schedule that is not right, or the same name twice.
+    """
+    contenders: list[Contender] = []
+    for spec in specs:
+        contender = parse_contender(spec.strip())
+        if any(other.name == contender.name for other in contenders):
+            raise ValueError(f"contenders: expected each name once, got {contender.name!r} twice")
+        contenders.append(contender)
+    if not contenders:
+        raise ValueError("contenders: expected at least one, got none")
+    return contenders
+
+
+def parse_contender(spec: str) -> Contender:
+    """One contender; see `parse_contenders`."""
+    if spec == "dense":
+        return Contender("dense", {"kind": "dense"}, _open_dense, dense=True)
+    kind, colon, rest = spec.partition(":")
+    if colon and kind in _WITH_SCHEDULE:
+        schedule = _schedule(rest, spec)
+        return _WITH_SCHEDULE[kind](f"{kind}:{_short(rest)}", schedule)
+    if colon and kind in _WITH_KEEP:
+        return _with_keep(kind, _keep(rest, spec))
+    return _lazy(_short(spec), _schedule(spec, spec))
+
+
+def _lazy(name: str, schedule: PruningSchedule) -> Contender:
+    return Contender(name, _identity("schedule", schedule), _opener(schedule))
+
+
+def _no_revival(name: str, schedule: PruningSchedule) -> Contender:
+    """The same schedule, and no dropped token is ever computed after all."""
+    schedule = _change(schedule, max_revive=0)
+    return Contender(name, _identity("schedule", schedule), _opener(schedule))
+
+
+def _random(name: str, schedule: PruningSchedule) -> Contender:
+    """The same boundaries and counts; which tokens stay is drawn, independently of each other."""
+    schedule = _change(schedule, pool=1)
+    identity = _identity("random", schedule)
+    return Contender(name, identity, _opener(schedule, drawn=True), seeds=RANDOM_SEEDS)
+
+
+_WITH_SCHEDULE = {"norevive": _no_revival, "random": _random}
+_WITH_KEEP = {"static": static_prune, "compress": compress}
+
+
+def _with_keep(kind: str, keep: float) -> Contender:
+    reduce = _WITH_KEEP[kind]
+
+    @contextmanager
+    def open(subject: Subject, item: Item, prompt: Prompt, seed: int) -> Iterator[Session]:
+        yield ReducedSession(subject, prompt, lambda s, p: reduce(s, item, p, keep))
+
+    return Contender(f"{kind}:{keep:g}", {"kind": kind, "keep": keep}, open)
+
+
+@contextmanager
+def _open_dense(subject: Subject, item: Item, prompt: Prompt, seed: int) -> Iterator[Session]:
+    yield PlainSession(subject, prompt.ids)
+
+
+def _opener(schedule: PruningSchedule, drawn: bool = False) -> Open:
+    """What applies a schedule for one prompt; `drawn`: with scores by lot."""
+
+    @contextmanager
+    def open(subject: Subject, item: Item, prompt: Prompt, seed: int) -> Iterator[Session]:
+        with lazyllm_ext.apply(subject.model, schedule) as lazy:
+            scores = None
+            if drawn:
+                lot = zlib.crc32(f"{item.id} {seed}".encode())
+                scores = RandomScores(prompt.ids.numel(), lot, lazy.decoder.window)
+            yield LazySession(lazy, prompt.ids, scores)
+
+    return open
+
+
+def _identity(kind: str, schedule: PruningSchedule) -> dict[str, Any]:
+    """The schedule's content; its name decides nothing."""
+    return {"kind": kind, "schedule": replace(schedule, name=None).to_dict()}
+
+
+def _change(schedule: PruningSchedule, **fields: Any) -> PruningSchedule:
+    """The schedule with other fields, in its entries for known models too."""
+    models = {key: replace(entry, **fields) for key, entry in schedule.models.items()}
+    return replace(schedule, models=models, **fields)
+
+
+def _schedule(source: str, spec: str) -> PruningSchedule:
+    if source not in shipped_schedules() and not os.path.isfile(source):
+        raise ValueError(
+            "contenders: expected dense, a schedule (one of "
+            f"{', '.join(name for name in shipped_schedules() if name != 'dense')}, or the path of "
+            "a JSON file), norevive:SCHEDULE, random:SCHEDULE, static:KEEP or compress:KEEP, "
+            f"got {spec!r}"
+        )
+    return PruningSchedule.load(source)
+
+
+def _short(source: str) -> str:
+    """A file's name without its folder and ending; a shipped name as it is."""
+    return source if source in shipped_schedules() else Path(source).stem
+
+
+def _keep(text: str, spec: str) -> float:
+    try:
+        keep = float(text)
+    except ValueError:
+        keep = 0.0
+    if not 0 < keep <= 1:
+        raise ValueError(
+            f"contenders: {spec.partition(':')[0]}: expected the part of the prompt that stays, "
+            f"above 0 and at most 1, got {text!r}"
+        )
+    return keep

@@ -1,0 +1,232 @@
+"""One item under one contender: its answer, its times, its work, and how near it is to dense."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .metrics import score
+from .sessions import Kept, Session
+from .subject import Subject, nats
+from .tasks import Item
+
+REFERENCE_TOKENS = 32
+PROFILE_BINS = 50
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the dense model goes on with after a prompt, greedily.
+
+    Attributes:
+        tokens: [≤ 32], the last one may end the answer.
+        log_probs: [tokens, vocab] float32, of each of them given all before.
+    """
+
+    tokens: list[int]
+    log_probs: Tensor
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A greedy generation.
+
+    Attributes:
+        tokens: the new tokens; the last one may end the answer.
+        seconds: from the start of the prefill to each token.
+        logits: [vocab] each, of the first ones, as many as were asked for.
+    """
+
+    tokens: list[int]
+    seconds: list[float]
+    logits: list[Tensor]
+
+    def first(self, count: int) -> Answer:
+        """As if it had been stopped after so many tokens."""
+        return Answer(self.tokens[:count], self.seconds[:count], self.logits)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One run of one item under one contender.
+
+    Attributes:
+        score: of the item's metric, 0 … 1; for nll exp(-nll), the mean probability of a token.
+        also: the scores of `also_metrics`; for nll its mean negative log-likelihood, in nats.
+        output: the answer's text.
+        new_tokens: of the answer, 0 for nll.
+        ttft_seconds: from the prompt's tokens to the first new one.
+        decode_seconds: from the first new token to the last.
+        computed_percent: mean over layers of the prompt's tokens computed, at the end.
+        operations: of the prefill.
+        same_first_token: as the dense model's.
+        kl: mean over the dense model's own first 32 tokens of KL(dense ‖ this), nats.
+        kept: tokens that the prefill kept, one entry for each time that some were dropped.
+    """
+
+    score: float
+    also: dict[str, float]
+    output: str
+    new_tokens: int
+    ttft_seconds: float
+    decode_seconds: float
+    computed_percent: float
+    operations: int
+    same_first_token: bool
+    kl: float
+    kept: list[Kept]
+
+
+class Clock:
+    """Seconds since it was made."""
+
+    def __init__(self) -> None:
+        self.begin = time.perf_counter()
+
+    def __call__(self) -> float:
+        return time.perf_counter() - self.begin
+
+
+def measure(
+    subject: Subject, session: Session, item: Item, reference: Reference | None
+) -> tuple[Measured, Reference]:
+    """Run an item once.
+
+    Args:
+        session: not prefilled yet.
+        reference: of the dense model; None where this is the dense model, which makes it then.
+
+    Returns:
+        What was measured, and the reference.
+    """
+    clock = Clock()
+    logits = session.prefill()
+    first = int(logits.argmax())  # waits for the device
+    ttft = clock()
+    operations, kept = session.operations(), session.kept()
+    if reference is None:
+        other = session.fork() if item.metric == "nll" else session
+        most = max(item.max_new_tokens, REFERENCE_TOKENS)
+        answer = generate(other, logits, most, subject.stop, ttft, REFERENCE_TOKENS)
+        reference = reference_of(answer)
+        kl = 0.0
+        answer = answer.first(item.max_new_tokens)
+    else:
+        kl = divergence(session.fork(), logits, reference)
+        answer = generate(session, logits, item.max_new_tokens, subject.stop, ttft)
+    if item.metric == "nll":
+        nll = negative_log_likelihood(subject, session, logits, item.answers[0])
+        text, points, also = "", math.exp(-nll), {"nll": nll}
+    else:
+        text = subject.decode(answer.tokens)
+        points = score(item.metric, text, item.answers, item.classes)
+        also = {name: score(name, text, item.answers, item.classes) for name in item.also_metrics}
+    measured = Measured(
+        score=points,
+        also=also,
+        output=text,
+        new_tokens=len(answer.tokens),
+        ttft_seconds=ttft,
+        decode_seconds=answer.seconds[-1] - ttft if answer.tokens else 0.0,
+        computed_percent=session.computed_percent(),
+        operations=operations,
+        same_first_token=first == reference.tokens[0],
+        kl=kl,
+        kept=kept,
+    )
+    return measured, reference
+
+
+def generate(
+    session: Session,
+    logits: Tensor,
+    most: int,
+    stop: frozenset[int],
+    ttft: float = 0.0,
+    keep_logits: int = 0,
+) -> Answer:
+    """Greedy search after a prefill.
+
+    Args:
+        logits: [vocab] that the prefill gave.
+        most: tokens, the first included.
+        stop: tokens that end the answer.
+        ttft: seconds until the first token.
+        keep_logits: of how many of the first tokens.
+    """
+    answer = Answer([], [], [])
+    clock = Clock()
+    while len(answer.tokens) < most:
+        token = logits.argmax()
+        if len(answer.tokens) < keep_logits:
+            answer.logits.append(logits)
+        answer.tokens.append(int(token))
+        answer.seconds.append(ttft + (clock() if len(answer.tokens) > 1 else 0.0))
+        if answer.tokens[-1] in stop or len(answer.tokens) == most:
+            break
+        logits = session.step(token.view(1))[-1]
+    return answer
+
+
+def make_reference(subject: Subject, session: Session) -> Reference:
+    """The dense model's own continuation, from a session that is not prefilled yet."""
+    logits = session.prefill()
+    answer = generate(session, logits, REFERENCE_TOKENS, subject.stop, keep_logits=REFERENCE_TOKENS)
+    return reference_of(answer)
+
+
+def reference_of(answer: Answer) -> Reference:
+    """The first tokens of a dense generation, with their distributions."""
+    logits = torch.stack(answer.logits).float()
+    return Reference(answer.tokens[: logits.size(0)], logits.log_softmax(-1))
+
+
+def divergence(session: Session, logits: Tensor, reference: Reference) -> float:
+    """Mean KL(dense ‖ this) in nats, when the session is made to say what the dense model says.
+
+    Args:
+        session: prefilled, with `logits` [vocab]; it is used up.
+    """
+    total = 0.0
+    for first, got in forced(session, logits, reference.tokens):
+        expected = reference.log_probs[first : first + got.size(0)]
+        total += float((expected.exp() * (expected - got.float().log_softmax(-1))).sum())
+    return max(0.0, total / len(reference.tokens))  # rounding may leave it below 0
+
+
+def negative_log_likelihood(
+    subject: Subject, session: Session, logits: Tensor, answer: str
+) -> float:
+    """Mean -log p of the answer's tokens, nats; it uses the prefilled session up."""
+    ids = subject.tokens(answer).ids
+    total = 0.0
+    for first, got in forced(session, logits, ids.tolist()):
+        total += float(nats(got, ids[first : first + got.size(0)]).sum())
+    return total / ids.numel()
+
+
+def forced(session: Session, logits: Tensor, tokens: list[int]) -> Iterator[tuple[int, Tensor]]:
+    """Logits [T, vocab] for known tokens, a few at a time, each with the place of the first."""
+    yield 0, logits[None]
+    for begin in range(0, len(tokens) - 1, session.stride):
+        fed = tokens[begin : min(begin + session.stride, len(tokens) - 1)]
+        yield begin + 1, session.step(torch.tensor(fed, device=logits.device))
+
+
+def profile(kept: list[Kept], tokens: int) -> list[dict[str, Any]]:
+    """Where in the prompt tokens were kept: for each layer the share in each of 50 equal parts."""
+    edges = torch.linspace(0, tokens, PROFILE_BINS + 1).round().long()
+    sizes = (edges[1:] - edges[:-1]).clamp(min=1)
+    profiles = []
+    for entry in kept:
+        counts = torch.bincount(torch.tensor(entry.tokens, dtype=torch.int64), minlength=tokens)
+        below = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
+        shares = (below[edges[1:]] - below[edges[:-1]]) / sizes
+        profiles.append({"layer": entry.layer, "shares": [round(v, 4) for v in shares.tolist()]})
+    return profiles

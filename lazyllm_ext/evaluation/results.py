@@ -1,0 +1,122 @@
+"""Finished runs on disk: one JSON line each, only ever appended, so that a killed run goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+FILE = "records.jsonl"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One item under one contender, the mean over its seeds; see `measure.Measured`.
+
+    Attributes:
+        key: decides whether it is the one that a run needs; see `key_of`.
+        contender, item, task, category, length: for people, and for the summary.
+        prompt_tokens: n.
+        scores: of each seed; `score` is their mean.
+        same_first_token: part of the seeds with the dense model's first token.
+        profile: of the first seed; see `measure.profile`.
+    """
+
+    key: str
+    contender: str
+    item: str
+    task: str
+    category: str
+    length: int | None
+    prompt_tokens: int
+    score: float
+    scores: list[float]
+    also: dict[str, float]
+    output: str
+    new_tokens: float
+    ttft_seconds: float
+    decode_seconds: float
+    computed_percent: float
+    operations: float
+    same_first_token: float
+    kl: float
+    profile: list[dict[str, Any]]
+
+
+class Records:
+    """The records of a folder, in a file that other runs may have begun.
+
+    Args:
+        folder: made if it is not there.
+
+    Raises:
+        ValueError: the file cannot be made, read or written.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]):
+        self.path = Path(folder) / FILE
+        self._by_key: dict[str, Record] = {}
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.touch()
+            whole = self.path.read_bytes()
+            end = whole.rfind(b"\n") + 1
+            if end < len(whole):  # a line that was being written when its run was killed
+                os.truncate(self.path, end)
+        except OSError as error:
+            raise ValueError(f"output: cannot use {str(folder)!r}: {error.strerror}") from error
+        for line in whole[:end].splitlines():
+            record = _parse(line)
+            if record is not None:
+                self._by_key[record.key] = record
+
+    def get(self, key: str) -> Record | None:
+        """The record of this key, if it is finished."""
+        return self._by_key.get(key)
+
+    def append(self, record: Record) -> None:
+        """Write a record; it is on disk when this returns."""
+        line = json.dumps(asdict(record), ensure_ascii=False) + "\n"
+        with self.path.open("ab") as file:
+            file.write(line.encode("utf-8", "surrogatepass"))
+            file.flush()
+            os.fsync(file.fileno())
+        self._by_key[record.key] = record
+
+
+def key_of(
+    model: str, setting: Mapping[str, Any], contender: Mapping[str, Any], item: Mapping[str, Any]
+) -> str:
+    """What a record depends on, as 32 hexadecimal digits.
+
+    Args:
+        model: see `model_digest`.
+        setting: dtype, device and how prompts are made.
+        contender: its identity, schedule content included.
+        item: all of its fields.
+    """
+    data = json.dumps([model, dict(setting), dict(contender), dict(item)], sort_keys=True)
+    return hashlib.sha256(data.encode()).hexdigest()[:32]
+
+
+def model_digest(folder: str | os.PathLike[str]) -> str:
+    """A model by its configuration, tokenizer and the sizes of its weights, not by its place."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(folder).iterdir()):
+        if file.suffix in (".json", ".jinja"):
+            digest.update(file.name.encode() + file.read_bytes())
+        elif file.is_file() and file.suffix in (".safetensors", ".bin"):
+            digest.update(f"{file.name} {file.stat().st_size}".encode())
+    return digest.hexdigest()[:32]
+
+
+def _parse(line: bytes) -> Record | None:
+    """A line of the file; None for one that is not a record of this version."""
+    try:
+        return Record(**json.loads(line))
+    except (ValueError, TypeError):
+        return None

@@ -1,0 +1,172 @@
+"""All items under all contenders, item by item, so that what is compared ran side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from statistics import fmean
+from typing import Any
+
+from .contenders import Contender
+from .measure import REFERENCE_TOKENS, Measured, Reference, make_reference, measure, profile
+from .results import Record, Records, key_of
+from .sessions import PlainSession
+from .subject import Prompt, Subject
+from .tasks import Item
+
+_WARM_UP_CHARACTERS = 256
+
+
+@dataclass(frozen=True)
+class Job:
+    """One item under one contender, not finished yet."""
+
+    key: str
+    item: Item
+    contender: Contender
+
+
+class Evaluation:
+    """What is to be run, and what of it is finished.
+
+    Args:
+        subject: the model.
+        items: in the order in which they run.
+        contenders: of each item in this order, but the dense model first.
+        records: finished ones are taken from it and added to it.
+        model: see `results.model_digest`.
+        setting: dtype, device and how prompts are made; a part of the records' keys.
+
+    Attributes:
+        skipped: a sentence for every item that does not fit the model's context.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        items: Sequence[Item],
+        contenders: Sequence[Contender],
+        records: Records,
+        model: str,
+        setting: Mapping[str, Any],
+    ):
+        self.subject, self.contenders, self.records = subject, contenders, records
+        self.model, self.setting = model, setting
+        self.skipped: list[str] = []
+        self.items: list[Item] = []
+        for item in items:
+            fault = self._too_long(item)
+            if fault is None:
+                self.items.append(item)
+            else:
+                self.skipped.append(fault)
+
+    def pending(self) -> list[Job]:
+        """What is not finished, in the order in which it runs."""
+        ordered = sorted(self.contenders, key=lambda contender: not contender.dense)
+        jobs = (
+            Job(self._key(item, contender), item, contender)
+            for item in self.items
+            for contender in ordered
+        )
+        return [job for job in jobs if self.records.get(job.key) is None]
+
+    def run(self, done: Callable[[Job, Record], None] = lambda job, record: None) -> None:
+        """Finish everything; `done` is called after each record is written.
+
+        Raises:
+            ValueError: before anything is recorded, if a contender does not fit the model.
+        """
+        jobs = self.pending()
+        self._warm_up(jobs)
+        by_item: dict[str, list[Job]] = {}
+        for job in jobs:
+            by_item.setdefault(job.item.id, []).append(job)
+        for group in by_item.values():
+            item = group[0].item
+            prompt = self.subject.encode(item)
+            reference: Reference | None = None
+            if not group[0].contender.dense:
+                reference = make_reference(self.subject, PlainSession(self.subject, prompt.ids))
+            for job in group:
+                runs, reference = self._runs(job, prompt, reference)
+                record = _record(job, prompt, runs)
+                self.records.append(record)
+                done(job, record)
+
+    def finished(self) -> list[Record]:
+        """The records of this run's items and contenders, under this run's names for them."""
+        found = []
+        for item in self.items:
+            for contender in self.contenders:
+                record = self.records.get(self._key(item, contender))
+                if record is not None:
+                    found.append(replace(record, contender=contender.name))
+        return found
+
+    def _runs(
+        self, job: Job, prompt: Prompt, reference: Reference | None
+    ) -> tuple[list[Measured], Reference]:
+        runs: list[Measured] = []
+        for seed in range(job.contender.seeds):
+            with job.contender.open(self.subject, job.item, prompt, seed) as session:
+                measured, reference = measure(self.subject, session, job.item, reference)
+            runs.append(measured)
+        assert reference is not None  # a contender has at least one seed
+        return runs, reference
+
+    def _warm_up(self, jobs: Sequence[Job]) -> None:
+        """Refuse what does not fit, and let the first calls of a process pay for the later ones."""
+        for contender in dict.fromkeys(job.contender.name for job in jobs):
+            job = next(job for job in jobs if job.contender.name == contender)
+            short = replace(job.item, prompt=job.item.prompt[:_WARM_UP_CHARACTERS])
+            prompt = self.subject.encode(short)
+            with job.contender.open(self.subject, short, prompt, 0) as session:
+                session.step(session.prefill().argmax().view(1))
+
+    def _key(self, item: Item, contender: Contender) -> str:
+        return key_of(self.model, self.setting, contender.identity, asdict(item))
+
+    def _too_long(self, item: Item) -> str | None:
+        if self.subject.context is None:
+            return None
+        tokens = self.subject.encode(item).ids.numel()
+        more = max(item.max_new_tokens, REFERENCE_TOKENS)
+        if item.metric == "nll":
+            more = max(more, self.subject.tokens(item.answers[0]).ids.numel())
+        if tokens + more <= self.subject.context:
+            return None
+        return (
+            f"{item.id}: expected at most {self.subject.context} tokens, the model's context, with "
+            f"the answer; got {tokens} and {more}"
+        )
+
+
+def _record(job: Job, prompt: Prompt, runs: Sequence[Measured]) -> Record:
+    """The mean over the seeds; output and profile are the first seed's."""
+    item, tokens = job.item, prompt.ids.numel()
+
+    def mean(name: str) -> float:
+        return fmean(getattr(run, name) for run in runs)
+
+    return Record(
+        key=job.key,
+        contender=job.contender.name,
+        item=item.id,
+        task=item.task,
+        category=item.category,
+        length=item.target_tokens,
+        prompt_tokens=tokens,
+        score=mean("score"),
+        scores=[run.score for run in runs],
+        also={name: fmean(run.also[name] for run in runs) for name in runs[0].also},
+        output=runs[0].output,
+        new_tokens=mean("new_tokens"),
+        ttft_seconds=mean("ttft_seconds"),
+        decode_seconds=mean("decode_seconds"),
+        computed_percent=mean("computed_percent"),
+        operations=mean("operations"),
+        same_first_token=mean("same_first_token"),
+        kl=mean("kl"),
+        profile=profile(runs[0].kept, tokens),
+    )

@@ -1,0 +1,152 @@
+"""Records -> figures: a category is the mean of its tasks, `all` the mean of the categories."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median
+
+import torch
+from torch import Tensor
+
+from .results import Record
+
+RESAMPLES = 2000
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contender in one category at one length, against another contender.
+
+    Ratios are the other's over this one's, so that above 1 is better here.
+
+    Attributes:
+        length: nominal, None where items have none.
+        category: `all` for the mean over categories.
+        items: how many.
+        score: 0 … 1.
+        relative: the score over the other's; None where that is 0.
+        difference: of the scores, this one's minus the other's.
+        low, high: 95 % interval of the difference, by paired bootstrap over the items.
+        ttft_speedup: median over the items.
+        generation_speedup: of as many tokens as the other's answer has, the first included; median
+            over the items where both rates are known; None where there is no such item.
+        computed_percent: mean over layers of the prompt's tokens computed.
+        operations_ratio: of the prefill.
+        same_first_token: part of the items.
+        kl: to the dense model, nats.
+    """
+
+    length: int | None
+    category: str
+    contender: str
+    items: int
+    score: float
+    relative: float | None
+    difference: float
+    low: float
+    high: float
+    ttft_speedup: float
+    generation_speedup: float | None
+    computed_percent: float
+    operations_ratio: float
+    same_first_token: float
+    kl: float
+
+
+Pair = tuple[Record, Record]  # of the same item: the contender's and the other's
+
+
+def summarize(records: Sequence[Record], contenders: Sequence[str], against: str) -> list[Row]:
+    """Rows by length, category (in the order of the records, then `all`) and contender.
+
+    Only items that every contender has finished count.
+    """
+    by_item: dict[str, dict[str, Record]] = {}
+    for record in records:
+        by_item.setdefault(record.item, {})[record.contender] = record
+    paired = [found for found in by_item.values() if all(name in found for name in contenders)]
+    rows: list[Row] = []
+    lengths = dict.fromkeys(found[against].length for found in paired)
+    for length in sorted(lengths, key=lambda value: value or 0):
+        here = [found for found in paired if found[against].length == length]
+        categories = dict.fromkeys(found[against].category for found in here)
+        groups = [(name, (name,)) for name in categories] + [(ALL, tuple(categories))]
+        for title, members in groups:
+            for name in contenders:
+                pairs = [(f[name], f[against]) for f in here if f[against].category in members]
+                rows.append(_row(length, title, name, pairs))
+    return rows
+
+
+def _row(length: int | None, category: str, contender: str, pairs: Sequence[Pair]) -> Row:
+    low, high = bootstrap(pairs)
+    rates = [speedup for pair in pairs if (speedup := generation_speedup(*pair)) is not None]
+    score = balanced_mean(pairs, lambda own, other: own.score)
+    others = balanced_mean(pairs, lambda own, other: other.score)
+    return Row(
+        length=length,
+        category=category,
+        contender=contender,
+        items=len(pairs),
+        score=score,
+        relative=score / others if others else None,
+        difference=balanced_mean(pairs, lambda own, other: own.score - other.score),
+        low=low,
+        high=high,
+        ttft_speedup=median(other.ttft_seconds / own.ttft_seconds for own, other in pairs),
+        generation_speedup=median(rates) if rates else None,
+        computed_percent=balanced_mean(pairs, lambda own, other: own.computed_percent),
+        operations_ratio=balanced_mean(pairs, lambda own, other: other.operations / own.operations),
+        same_first_token=balanced_mean(pairs, lambda own, other: own.same_first_token),
+        kl=balanced_mean(pairs, lambda own, other: own.kl),
+    )
+
+
+def balanced_mean(pairs: Sequence[Pair], of: Callable[[Record, Record], float]) -> float:
+    """Mean over categories of the mean over their tasks of the mean over their items."""
+    categories: dict[str, dict[str, list[float]]] = {}
+    for own, other in pairs:
+        tasks = categories.setdefault(own.category, {})
+        tasks.setdefault(own.task, []).append(of(own, other))
+    return fmean(fmean(map(fmean, tasks.values())) for tasks in categories.values())
+
+
+def generation_speedup(own: Record, other: Record) -> float | None:
+    """Seconds of the other's whole answer over this one's for as many tokens, at its own rate.
+
+    Answers differ in length, which is no speed. None where one token says nothing of the rate, or
+    where nothing is generated.
+    """
+    if other.new_tokens < 1:
+        return None
+    more = other.new_tokens - 1
+    if more == 0:
+        return other.ttft_seconds / own.ttft_seconds
+    if own.new_tokens <= 1:
+        return None
+    rate = own.decode_seconds / (own.new_tokens - 1)
+    return (other.ttft_seconds + other.decode_seconds) / (own.ttft_seconds + more * rate)
+
+
+def bootstrap(pairs: Sequence[Pair], resamples: int = RESAMPLES) -> tuple[float, float]:
+    """95 % interval of the balanced mean of score differences.
+
+    Items are drawn anew within each task, both contenders' scores of an item together. The draws
+    depend on the task's name and size alone: they are the same in every run, for all contenders.
+    """
+    tasks: dict[tuple[str, str], list[float]] = {}
+    for own, other in pairs:
+        tasks.setdefault((own.category, own.task), []).append(own.score - other.score)
+    categories: dict[str, list[Tensor]] = {}
+    for (category, task), differences in tasks.items():
+        count = len(differences)
+        generator = torch.Generator().manual_seed(zlib.crc32(task.encode()))
+        drawn = torch.randint(count, (resamples, count), generator=generator)
+        means = torch.tensor(differences, dtype=torch.float64)[drawn].mean(dim=1)
+        categories.setdefault(category, []).append(means)
+    means = torch.stack([torch.stack(own).mean(dim=0) for own in categories.values()]).mean(dim=0)
+    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return low, high
