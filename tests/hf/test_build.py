@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import lazyllm_ext
 from lazyllm_ext import LazyDecoder
+from lazyllm_ext.hf.modules import OwnMLP
 
 from .tiny import MODELS, assert_same_generation, generate, keep_all, tiny_model
 
@@ -81,6 +82,14 @@ def test_a_hook_that_comes_later_runs(path: str, ids: Tensor) -> None:
         lambda module, inputs, output: 2 * output
     )
     assert_same_generation(got, generate(plain, input_ids=ids), tolerance=1e-4)
+
+
+@torch.no_grad()
+def test_many_rows_of_an_mlp_go_through_in_blocks() -> None:
+    mlp = tiny_model("llama").model.layers[0].mlp
+    parts = OwnMLP(mlp)
+    x = torch.randn(2 * parts.parts.block_rows + 7, 48)
+    torch.testing.assert_close(parts(x), mlp(x), atol=1e-5, rtol=1e-5)
 
 
 def test_a_part_of_the_mlp_that_is_replaced_later_is_noticed(ids: Tensor) -> None:
