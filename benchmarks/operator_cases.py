@@ -110,7 +110,8 @@ class Maker:
 
         def pytorch() -> Tensor:
             repeated = key.repeat_interleave(HEADS // KV_HEADS, 1)
-            logits = torch.einsum("qhd,khd->qhk", query, repeated) * DIM**-0.5
+            # In float32, as importance has to be whatever the model's dtype.
+            logits = torch.einsum("qhd,khd->qhk", query.float(), repeated.float()) * DIM**-0.5
             logits.masked_fill_((index > rows[:, None])[:, None], -torch.inf)
             return logits.softmax(-1, dtype=torch.float32).mean(1).sum(0)
 
@@ -119,6 +120,23 @@ class Maker:
 
         name = f"{window} queries over {tokens}"
         return Case("token_importance", name, ours, pytorch, key.nbytes, "GB/s", exact)
+
+    def linear(self, rows: int, into: int = 576, out: int = 49152) -> Case:
+        """A projection of few rows; SmolLM2's output layer, which no cache holds."""
+        x, weight = self.randn(rows, into), self.randn(out, into)
+
+        def exact() -> tuple[Tensor, Tensor]:
+            return x.double() @ weight.double().T, self.every(rows)
+
+        return Case(
+            "linear",
+            f"{rows} rows, {into} to {out}",
+            lambda: OPS.linear(x, weight, None),
+            lambda: torch.nn.functional.linear(x, weight),
+            weight.nbytes,
+            "GB/s",
+            exact,
+        )
 
     def select(self, tokens: int, keep: float, pool: int) -> Case:
         """The best of every token, in ascending order; scores are float32 always."""
@@ -237,6 +255,9 @@ def cases(dtype: torch.dtype, device: str) -> list[Callable[[], Case]]:
         lambda: make.scatter(78643, 131072),
         lambda: make.append(4096, 4352),
         lambda: make.append(131072, 131072),
+        lambda: make.linear(1),
+        lambda: make.linear(4),
+        lambda: make.linear(64),
     ]
     if dtype == torch.float32:  # scores are float32 whatever the model is
         for tokens, pool in ((4096, 7), (65536, 1), (65536, 7), (131072, 1), (131072, 7)):
@@ -256,4 +277,5 @@ def small_cases(dtype: torch.dtype, device: str) -> list[Callable[[], Case]]:
         lambda: make.gather(100, 256),
         lambda: make.scatter(100, 256),
         lambda: make.append(256, 256),
+        lambda: make.linear(2, 64, 96),
     ]

@@ -31,13 +31,16 @@ def verify_pruned(model: Model, schedule: str) -> None:
     if model.device != "cpu":
         return
     ids = model.prompt(_TOKENS)
-    pruned = replace(PruningSchedule.load(schedule), min_tokens=0)
+    loaded = PruningSchedule.load(schedule).for_model(model.model.config.name_or_path)
+    pruned = replace(loaded, min_tokens=0)
     decoder = LazyDecoder.from_model(model.model, pruned)
     with torch.no_grad():
         hidden = decoder.embed_tokens(ids)
         state = decoder.new_state(1, hidden)
         logits = decoder.step(hidden, torch.arange(_TOKENS), [_TOKENS], state, 1)
         active = [book.active(state, s + 1, 0).tolist() for s in range(len(decoder.boundaries))]
+        if any(len(stage) == _TOKENS for stage in active):
+            raise BenchError(f"{schedule}: cannot be verified: it drops none of {_TOKENS} tokens")
         oracle = Oracle(model.model, pruned.resolve(full_attention(model.model)))
         expected = oracle.step(ids.tolist(), list(range(_TOKENS)), 1, follow=active)
     error = float((logits - expected).abs().max() / expected.abs().max())

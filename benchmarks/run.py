@@ -95,7 +95,7 @@ def batch_command(
     """One left-padded batch of prompts of different lengths, schedule dense."""
     from batch import padded_batch
 
-    from lazyllm_ext.bench import machine
+    from lazyllm_ext.bench import BenchError, machine
     from lazyllm_ext.bench.model import Model
 
     if not 16 <= shortest <= longest or size < 1 or rounds < 1:
@@ -105,7 +105,10 @@ def batch_command(
         )
     with as_input_error(ValueError, OSError):
         loaded = Model(model, dtype)
-    result = padded_batch(loaded, shortest, longest, size, rounds)
+    try:
+        result = padded_batch(loaded, shortest, longest, size, rounds)
+    except BenchError as error:
+        raise CommandError(str(error), status=1) from error
     rows = [
         [key, f"{value['median']:.2f}", f"{value['min']:.2f}", f"{value['max']:.2f}"]
         for key, value in result["seconds"].items()

@@ -14,7 +14,7 @@
 // Sums are taken in float32. NaN behaves as in plain softmax attention over the visible keys; keys
 // and values that a row does not see never reach its result. Empty input is legal. Nothing is
 // aliased. The same input gives the same bits on one machine, and a sequence gives in a batch what
-// it gives alone.
+// it gives alone (on CUDA to rounding: how its keys are split follows the whole batch).
 #pragma once
 
 #include "../common/packed.h"

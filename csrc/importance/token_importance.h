@@ -14,7 +14,8 @@
 // Sums are taken in float32. NaN: a NaN or +inf logit takes no part in its softmax and makes only
 // that key's result NaN; -inf has probability 0; a query head that holds a NaN adds nothing.
 // Empty input is legal. Nothing is aliased. The same input gives the same bits on one machine, and
-// a sequence gives in a batch what it gives alone.
+// a sequence gives in a batch what it gives alone (on CUDA to rounding: how its keys are split
+// follows the whole batch).
 #pragma once
 
 #include "../common/packed.h"

@@ -70,7 +70,7 @@ void score_rows(const TokenImportanceParams& p, const TokenImportanceKernels& ke
 void score_sequence(const TokenImportanceParams& p, const TokenImportanceKernels& kernels,
                     const LogitScale& scale, const Sequence& sequence) {
   const int64_t rows = static_cast<int64_t>(sequence.rows.size());
-  if (rows == 0) return;
+  if (rows == 0 || p.query.num_heads == 0) return;
   const int64_t weights_of_row = sequence.rows.back().end * p.query.num_heads;
   const int64_t at_once = std::max<int64_t>(1, kWeightsAtOnce / weights_of_row);
   for (int64_t row = 0; row < rows; row += at_once) {

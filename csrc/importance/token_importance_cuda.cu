@@ -1,7 +1,7 @@
 // token_importance on CUDA: logits with each split's softmax, then the norms, then the sums over
 // query heads and rows. The keys are read once for a chunk of rows. A chunk is all rows of the call
-// unless their logits would need more scratch than kMostLogits; then sums are taken chunk by chunk,
-// and a sequence gives in a batch what it gives alone only to rounding. Nothing is read back: a
+// unless their logits would need more scratch than kMostLogits; then sums are taken chunk by chunk.
+// Chunks and splits follow the batch, so that a sequence alone gives the same to rounding. Nothing is read back: a
 // CUDA graph can capture all of it.
 
 #include <torch/csrc/stable/ops.h>

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -16,6 +16,7 @@ from transformers.generation.streamers import BaseStreamer
 
 import lazyllm_ext
 from lazyllm_ext import state as book
+from lazyllm_ext.hf.cache import CACHE_NAME
 
 from .request import RANDOM, Request
 
@@ -151,9 +152,20 @@ class Model:
             with lazyllm_ext.apply(self.model, contender) as lazy:
                 yield lazy
 
-    def generate(self, contender: str, ids: Tensor, new_tokens: int) -> Run:
-        """One timed greedy generation of exactly `new_tokens` tokens for [n] ids."""
-        with self.under(contender) as lazy:
+    def generate(
+        self,
+        contender: str,
+        ids: Tensor,
+        new_tokens: int,
+        around: Callable[[lazyllm_ext.Lazy | None], AbstractContextManager[Any]] = nullcontext,
+    ) -> Run:
+        """One timed greedy generation of exactly `new_tokens` tokens for [n] ids.
+
+        Args:
+            around: entered while the contender is in place; gets what `apply` returned, None for
+                transformers itself.
+        """
+        with self.under(contender) as lazy, around(lazy):
             self.synchronize()
             clock = Clock()
             result = self.model.generate(
@@ -168,8 +180,7 @@ class Model:
             )
             generation = time.perf_counter() - clock.begin
             first, last = clock.times[0], clock.times[-1]
-            # transformers renamed past_key_values in 5.24.
-            cache = result["cache"] if "cache" in result else result["past_key_values"]
+            cache = result[CACHE_NAME]
             if lazy is None:
                 kv = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
                 stored: dict[str, Any] = {"kv_bytes": kv, "aux_bytes": 0, "needed_bytes": kv}

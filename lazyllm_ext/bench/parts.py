@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lazyllm_ext.decoder import LazyDecoder
+from lazyllm_ext import Lazy
 
 from .model import Model, Run
 
@@ -36,9 +36,13 @@ def profile_prefill(model: Model, contender: str, ids: Tensor) -> tuple[dict[str
     gpu = model.device != "cpu"
     kinds = [torch.profiler.ProfilerActivity.CPU]
     kinds += [torch.profiler.ProfilerActivity.CUDA] if gpu else []
-    with _marked(_projections(model.model)), torch.profiler.profile(activities=kinds) as profile:
+
+    def marked(lazy: Lazy | None) -> AbstractContextManager[None]:
+        return _marked(_projections(model.model if lazy is None else lazy.decoder))
+
+    with torch.profiler.profile(activities=kinds) as profile:
         begin = time.perf_counter()
-        run = model.generate(contender, ids, 1)
+        run = model.generate(contender, ids, 1, around=marked)
         model.synchronize()
         total = time.perf_counter() - begin
     spent: dict[str, float] = {}
@@ -50,13 +54,14 @@ def profile_prefill(model: Model, contender: str, ids: Tensor) -> tuple[dict[str
     return {**parts, "rest": max(0.0, total - sum(parts.values()))}, run
 
 
-def _projections(model: Any) -> list[nn.Module]:
-    """The modules that both transformers and LazyLLM call: projections, MLPs, the output."""
-    decoder: Any = LazyDecoder.from_model(model, "dense")
-    modules = [decoder.lm_head]
-    for layer in decoder.layers:
-        modules += [layer.q_proj, layer.k_proj, layer.v_proj, layer.o_proj, layer.mlp]
-    return modules
+def _projections(model: nn.Module) -> list[nn.Module]:
+    """The projections, MLPs and the output layer of a transformers model, or of a LazyDecoder.
+
+    They have the same names in both. A decoder's are those around the model's own: a hook on one of
+    the model's would make the decoder call it where it otherwise takes a faster way.
+    """
+    names = ("q_proj", "k_proj", "v_proj", "o_proj", "mlp", "lm_head")
+    return [module for name, module in model.named_modules() if name.split(".")[-1] in names]
 
 
 @contextmanager

@@ -86,6 +86,10 @@ def is_plain(linear: nn.Module) -> bool:
 
 def _multiplies_slowly(weight: Tensor) -> bool:
     """Whether matrix products of this dtype take a slow way on this processor."""
+    if not weight.is_cpu or weight.dtype == torch.float32:
+        return False
+    if not torch.backends.mkldnn.is_available():
+        return True
     if weight.dtype == torch.bfloat16:
         return not torch.ops.mkldnn._is_mkldnn_bf16_supported()
     if weight.dtype == torch.float16:

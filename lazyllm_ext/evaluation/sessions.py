@@ -13,6 +13,7 @@ from torch import Tensor
 from lazyllm_ext import state as bookkeeping
 from lazyllm_ext.cost import prefill_operations
 from lazyllm_ext.hf import Lazy, LazyCache
+from lazyllm_ext.hf.cache import CACHE_NAME
 
 from .drop import RandomScores
 from .subject import Prompt, Subject
@@ -97,11 +98,11 @@ class PlainSession:
                 ids[None],
                 attention_mask=mask,
                 position_ids=positions[None],
-                past_key_values=self.cache,
+                **{CACHE_NAME: self.cache},
                 use_cache=True,
                 logits_to_keep=logits,
             )
-        self.cache = output.past_key_values
+        self.cache = output[CACHE_NAME]
         result: Tensor = output.logits[0]
         return result
 

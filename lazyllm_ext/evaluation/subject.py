@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lazyllm_ext.cost import prefill_operations
 from lazyllm_ext.decoder import LazyDecoder
+from lazyllm_ext.hf.cache import CACHE_NAME
 
 from .tasks import Item
 
@@ -123,9 +124,9 @@ class Subject:
         for begin in range(0, ids.numel(), chunk):
             with torch.no_grad():
                 output = self.model(
-                    ids[None, begin : begin + chunk], past_key_values=cache, use_cache=True
+                    ids[None, begin : begin + chunk], use_cache=True, **{CACHE_NAME: cache}
                 )
-            cache = output.past_key_values
+            cache = output[CACHE_NAME]
             yield begin, output.logits[0]
 
 

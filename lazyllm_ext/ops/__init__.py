@@ -15,10 +15,11 @@ What holds for all of them:
   of keys and values. Both are int64, and -1 marks an unused place: it is skipped.
 * Floats are float32, bfloat16 or float16, all of one dtype in a call; sums are taken in float32.
   The last dimension must have stride 1, other strides are honoured.
-* All tensors are on one device, CPU or CUDA. CPU operators refuse slots, indices and offsets that
-  are out of range; CUDA operators do not read them back, and treat an entry out of range as unused.
+* All tensors are on one device. CPU operators refuse slots, indices and offsets out of range; CUDA
+  operators do not read them back, and treat an entry out of range as unused.
 * The same input gives the same result, bit by bit, and a sequence gives in a batch what it gives
-  alone.
+  alone; on CUDA, importance and attention to rounding, since how a sequence is split follows the
+  whole batch.
 * Inference only: with gradients enabled, an input that requires grad is refused (RuntimeError).
 
 A wrong argument raises ``TypeError`` (not a tensor, wrong dtype) or ``ValueError`` (all else), with
@@ -228,10 +229,9 @@ def aux_gather(source: Tensor, index: Tensor) -> Tensor:
     Raises:
         TypeError, ValueError: an argument is wrong.
     """
-    op = "aux_gather"
-    checks.tensor(op, "source", source, FLOATS + INDEX)
-    checks.indices(op, index=index)
-    result: Tensor = checks.call(op, source, index)
+    checks.tensor("aux_gather", "source", source, FLOATS + INDEX)
+    checks.indices("aux_gather", index=index)
+    result: Tensor = checks.call("aux_gather", source, index)
     return result
 
 
@@ -274,10 +274,9 @@ def kv_append_(
     Raises:
         TypeError, ValueError: an argument is wrong.
     """
-    op = "kv_append_"
-    checks.floats(op, key_store=key_store, value_store=value_store, key=key, value=value)
-    checks.indices(op, slots=slots)
-    checks.call(op, key_store, value_store, slots, key, value)
+    checks.floats("kv_append_", key_store=key_store, value_store=value_store, key=key, value=value)
+    checks.indices("kv_append_", slots=slots)
+    checks.call("kv_append_", key_store, value_store, slots, key, value)
 
 
 def lazy_attention(
@@ -302,18 +301,10 @@ def lazy_attention(
     rows may come in any order, so it serves prefill, decoding and revived tokens alike.
 
     Args:
-        query: [R, H, D] float, packed by `query_offsets`.
-        query_index: [R] int64, token index of each row, or -1.
-        query_offsets: [B + 1] int64, or None for one sequence.
-        key_store: [slots, Hkv, D] float; H is a multiple of Hkv, query head h reads head
-            h // (H / Hkv).
-        value_store: [slots, Hkv, D], the same dtype.
-        key_slots: [K] int64, row of the stores of each key, packed by `key_offsets`.
-        key_index: [K] int64, token index of each key, ascending in a sequence.
-        key_offsets: [B + 1] int64, or None for one sequence.
-        scale: factor of the logits; None is 1 / sqrt(D).
+        query, query_index, query_offsets: the rows, as in `token_importance`.
+        key_store, value_store: [slots, Hkv, D], one dtype.
         window: number of tokens a row sees, itself included; 0 is all.
-        softcap: c > 0 replaces a logit x by c * tanh(x / c); 0 leaves it.
+        key_slots, key_index, key_offsets, scale, softcap: as in `token_importance`.
 
     Returns:
         [R, H, D] of the query's dtype, contiguous; zeros for an unused row and for one that sees no
@@ -393,13 +384,10 @@ def _targets(op: str, lengths: Tensor, targets: Tensor | None, keep: float | Non
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """A projection of few rows, ``torch.nn.functional.linear(x, weight, bias)``.
 
-    A decoding step is bound by how fast the weights are read. This reads them once, for all rows;
-    for more than some tens of rows a library for matrix products is faster.
+    The weights are read once for all rows; for many rows, libraries for matrix products are faster.
 
     Args:
-        x: [R, I] float.
-        weight: [O, I], the same dtype.
-        bias: [O], the same dtype, or None.
+        x, weight, bias: [R, I], [O, I], and [O] or None, float of one dtype.
 
     Returns:
         [R, O] of the dtype of `x`, contiguous; sums are taken in float32 and rounded once.
@@ -407,7 +395,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Raises:
         TypeError, ValueError: an argument is wrong.
     """
-    op = "linear"
-    checks.floats(op, x=x, weight=weight, **({} if bias is None else {"bias": bias}))
-    result: Tensor = checks.call(op, x, weight, bias)
+    checks.floats("linear", x=x, weight=weight, **({} if bias is None else {"bias": bias}))
+    result: Tensor = checks.call("linear", x, weight, bias)
     return result
