@@ -23,12 +23,13 @@ _TOKENS = 384
 def verify_pruned(model: Model, schedule: str) -> None:
     """In every stage the tokens of the oracle, up to a near tie, and its last logits.
 
-    The oracle runs on the CPU only; on a GPU `pytest -m gpu` compares the operators.
+    In float32 on the CPU only: in half precision rounding decides too often who is selected, and on
+    a GPU `pytest -m gpu` compares the operators.
 
     Raises:
         BenchError: they are not, beyond `TOLERANCE` of the largest logit.
     """
-    if model.device != "cpu":
+    if model.device != "cpu" or model.model.dtype != torch.float32:
         return
     ids = model.prompt(_TOKENS)
     loaded = PruningSchedule.load(schedule).for_model(model.model.config.name_or_path)
