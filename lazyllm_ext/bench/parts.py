@@ -57,11 +57,18 @@ def profile_prefill(model: Model, contender: str, ids: Tensor) -> tuple[dict[str
 def _projections(model: nn.Module) -> list[nn.Module]:
     """The projections, MLPs and the output layer of a transformers model, or of a LazyDecoder.
 
-    They have the same names in both. A decoder's are those around the model's own: a hook on one of
-    the model's would make the decoder call it where it otherwise takes a faster way.
+    They have the same names in both. A decoder's are those around the model's own, never the ones
+    within: a hook on one of the model's would make the decoder call it where it otherwise takes a
+    faster way.
     """
     names = ("q_proj", "k_proj", "v_proj", "o_proj", "mlp", "lm_head")
-    return [module for name, module in model.named_modules() if name.split(".")[-1] in names]
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        path = name.split(".")
+        within = any(".".join(path[:depth]) in found for depth in range(1, len(path)))
+        if path[-1] in names and not within:
+            found[name] = module
+    return list(found.values())
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from lazyllm_ext.bench import BenchError, Request, measure
 from lazyllm_ext.bench.measure import shares
 from lazyllm_ext.bench.memory import peak_bytes
 from lazyllm_ext.bench.model import Model
-from lazyllm_ext.bench.parts import PARTS
+from lazyllm_ext.bench.parts import PARTS, _projections
 from lazyllm_ext.bench.verify import verify_dense
 from lazyllm_ext.cost import prefill_operations
 
@@ -42,6 +42,17 @@ def test_gains_are_kept_apart(result: dict[str, Any]):
             rows["fast"]["ttft_dense_over_this"],
         )
         assert rows["fast"]["ttft_transformers_over_this"] == pytest.approx(kernels * pruning)
+
+
+def test_the_profile_leaves_the_fast_ways_open():
+    model = Model("random:tiny", "float32")
+    with model.under("dense") as lazy:
+        assert lazy is not None
+        marked = _projections(lazy.decoder)
+        own = set(model.model.modules())
+        assert len(marked) == 5 * len(lazy.decoder.layers) + 1
+        assert not own & set(marked)  # a hook on the model's own modules would close them
+    assert set(_projections(model.model)) <= own
 
 
 def test_machine_and_ceilings(result: dict[str, Any]):
