@@ -122,12 +122,26 @@ def generate(
 @app.command(name="eval")
 def evaluate(
     model: Annotated[str, typer.Argument(help="Folder of a transformers model, or 'demo'.")],
-    tasks: Annotated[
-        list[Path], typer.Option(help="JSON lines, or a folder of *.jsonl; may be repeated.")
-    ],
     output: Annotated[
         Path, typer.Option(help="Folder for records and reports; goes on with what is in it.")
     ],
+    tasks: Annotated[
+        list[Path] | None,
+        typer.Option(help="JSON lines, or a folder of *.jsonl; may be repeated."),
+    ] = None,
+    longbench: Annotated[
+        Path | None, typer.Option(help="Instead of --tasks: the folder of LongBench's *.jsonl.")
+    ] = None,
+    datasets: Annotated[
+        str | None, typer.Option(help="Of --longbench only these, commas between.")
+    ] = None,
+    max_length: Annotated[
+        int | None,
+        typer.Option(
+            help="Longest prompt of --longbench in tokens, without chat template; longer ones lose "
+            "their middle. By default what the model's context holds."
+        ),
+    ] = None,
     contenders: Annotated[
         str,
         typer.Option(
@@ -171,9 +185,21 @@ def evaluate(
         raise CommandError(f"--dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
     if limit is not None and limit < 1:
         raise CommandError(f"--limit: expected at least 1, got {limit}")
+    if bool(tasks) == bool(longbench):
+        raise CommandError(
+            f"--tasks, --longbench: expected one of them, got {'both' if tasks else 'neither'}"
+        )
+    for option, value in (("--datasets", datasets), ("--max-length", max_length)):
+        if value is not None and not longbench:
+            raise CommandError(f"{option}: expected --longbench with it, got --tasks")
+    if max_length is not None and max_length < 2:
+        raise CommandError(f"--max-length: expected at least 2, got {max_length}")
     request = command.Request(
         model=model,
-        tasks=tasks,
+        tasks=tasks or [],
+        longbench=longbench,
+        datasets=[] if datasets is None else [name.strip() for name in datasets.split(",")],
+        max_length=max_length,
         contenders=contenders.split(","),
         lengths=_whole_numbers("--lengths", lengths),
         limit=limit,

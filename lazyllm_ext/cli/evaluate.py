@@ -22,10 +22,13 @@ from lazyllm_ext.evaluation import (
     Records,
     Report,
     Subject,
+    Tasks,
     choose,
+    cut_prompts,
     make_report,
     model_digest,
     parse_contenders,
+    read_longbench,
     read_tasks,
     write_page,
     write_report,
@@ -46,6 +49,9 @@ class Request:
 
     model: str
     tasks: Sequence[Path]
+    longbench: Path | None
+    datasets: Sequence[str]
+    max_length: int | None
     contenders: Sequence[str]
     lengths: Sequence[int]
     limit: int | None
@@ -68,7 +74,7 @@ def evaluate(request: Request) -> int:
         require_matplotlib()
         contenders = parse_contenders(request.contenders)
         against = _against(request.against, contenders)
-        tasks = read_tasks(request.tasks)
+        tasks = _read(request)
         items = choose(tasks.items, request.lengths, request.limit).items
         shown_item = _shown_item(request.page, items)
         records = Records(request.output)
@@ -84,6 +90,8 @@ def evaluate(request: Request) -> int:
     }
     with as_input_error(ValueError, TypeError):
         subject = Subject(model, tokenizer, chat=request.chat, answer_prefix=request.answer_prefix)
+        if request.longbench is not None:
+            items = tuple(cut_prompts(subject, items, request.max_length))
         evaluation = Evaluation(subject, items, contenders, records, model_digest(folder), setting)
     _say_skipped(evaluation.skipped, "items")
     if not evaluation.items:
@@ -98,6 +106,17 @@ def evaluate(request: Request) -> int:
             written.append(_page(subject, shown_item, contenders, request.output))
     print("Written: " + ", ".join(str(path) for path in (records.path, *written)))
     return 0
+
+
+def _read(request: Request) -> Tasks:
+    """The items of --tasks or of --longbench; what of the latter is not there is said."""
+    if request.longbench is None:
+        return read_tasks(request.tasks)
+    read = read_longbench(request.longbench, request.datasets)
+    if read.missing:
+        names = ", ".join(read.missing)
+        print(f"lazyllm-ext: not in {request.longbench}: {names}", file=sys.stderr)
+    return read.tasks
 
 
 def _against(name: str | None, contenders: Sequence[Contender]) -> str:

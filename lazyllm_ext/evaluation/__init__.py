@@ -6,6 +6,7 @@ docs/evaluation.md says what every figure means. Nothing in the package imports 
 """
 
 from .contenders import Contender, parse_contender, parse_contenders
+from .longbench import DATA_SETS, LongBench, cut_prompts, read_longbench
 from .metrics import METRICS, score
 from .page import write_page
 from .report import Report, make_report, write_report
@@ -16,10 +17,12 @@ from .summary import Row, summarize
 from .tasks import Item, Tasks, choose, read_tasks
 
 __all__ = [
+    "DATA_SETS",
     "METRICS",
     "Contender",
     "Evaluation",
     "Item",
+    "LongBench",
     "Record",
     "Records",
     "Report",
@@ -27,10 +30,12 @@ __all__ = [
     "Subject",
     "Tasks",
     "choose",
+    "cut_prompts",
     "make_report",
     "model_digest",
     "parse_contender",
     "parse_contenders",
+    "read_longbench",
     "read_tasks",
     "score",
     "summarize",

@@ -15,13 +15,15 @@ def score(metric: str, output: str, answers: Sequence[str], classes: Sequence[st
 
     Args:
         metric: one of METRICS but nll, which is not taken from an output.
-        classes: for classification.
+        classes: for classification and classes_first_line.
 
     Raises:
         ValueError: another metric.
     """
     if metric == "classification":
         return float(named_class(output, classes) in answers)
+    if metric == "classes_first_line":
+        return max(share_of_classes(output, answer, classes) for answer in answers)
     compare = _COMPARISONS.get(metric)
     if compare is None:
         raise ValueError(f"metric: expected a metric of an output, got {metric!r}")
@@ -84,6 +86,39 @@ def first_line(text: str) -> str:
     return next((line.strip() for line in text.splitlines() if line.strip()), "")
 
 
+def share_of_classes(output: str, answer: str, classes: Sequence[str]) -> float:
+    """LongBench's accuracy: 1 / the number of classes in the first line, if the answer is one.
+
+    Classes are looked for anywhere in the line, as they are written. One that is a part of the
+    answer's name does not count.
+    """
+    line = first_line(output)
+    found = [name for name in classes if name in line and (name == answer or name not in answer)]
+    return 1.0 / len(found) if answer in found else 0.0
+
+
+def share_of_numbers(output: str, answer: str) -> float:
+    """LongBench's accuracy of counting and retrieval: which part of the numbers is the right one.
+
+    The right one is the first in the answer: `7` or `Paragraph 7`.
+    """
+    expected = re.search(r"\d+", answer)
+    numbers = re.findall(r"\d+", output)
+    if expected is None or not numbers:
+        return 0.0
+    return numbers.count(expected.group()) / len(numbers)
+
+
+def code_line(output: str, answer: str) -> float:
+    """2 · LCS / (both lengths) of the first line that is no comment and the answer, indented.
+
+    As in LongBench a line with a back quote, `#` or `//` anywhere in it is taken for a comment.
+    """
+    lines = (line for line in output.split("\n") if line.strip())
+    line = next((line for line in lines if not re.search("`|#|//", line)), "")
+    return _harmonic(longest_common_subsequence(line, answer), len(line), len(answer))
+
+
 def longest_common_subsequence(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
     """Length of the longest common subsequence.
 
@@ -114,7 +149,12 @@ _COMPARISONS = {
     "contains": contains,
     "rougeL": rouge_l,
     "edit_similarity": edit_similarity,
+    "f1_first_line": lambda output, answer: f1(first_line(output), answer),
+    "rougeL_first_line": lambda output, answer: rouge_l(first_line(output), answer),
+    "code_line": code_line,
+    "numbers": share_of_numbers,
 }
+WITH_CLASSES = ("classification", "classes_first_line")
 
-# All that an item may name. classification needs classes as well, and nll the model.
-METRICS = (*_COMPARISONS, "classification", "nll")
+# All that an item may name. Those with classes need them as well, and nll the model.
+METRICS = (*_COMPARISONS, *WITH_CLASSES, "nll")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lazyllm_ext.schedule_fields import decode, shown
 
-from .metrics import METRICS
+from .metrics import METRICS, WITH_CLASSES
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Item:
         also_metrics: reported beside `metric`.
         chat: whether the prompt is a user's turn in the chat template, if there is one.
         answer_prefix: text that may be appended to the prompt where no template is used.
-        classes: what `classification` looks for.
+        classes: what `classification` and `classes_first_line` look for.
         target_tokens: nominal length; None where there is none.
     """
 
@@ -62,19 +63,32 @@ def read_tasks(paths: Iterable[str | os.PathLike[str]]) -> Tasks:
     Raises:
         ValueError: a path that cannot be read, a folder without such a file, or not one good item.
     """
+    return collect("tasks", ((file, partial(parse_item, task=file.stem)) for file in _files(paths)))
+
+
+def collect(name: str, files: Iterable[tuple[Path, Callable[[str, str], Item]]]) -> Tasks:
+    """The items of files of JSON lines, each file with what makes an item of a line.
+
+    Args:
+        name: of what is read, for messages.
+        files: each with a function of a line and of its file and number, which raises ValueError.
+
+    Raises:
+        ValueError: a file that cannot be read, or not one good item.
+    """
     items: dict[str, Item] = {}
     faults: list[str] = []
-    for file in _files(paths):
+    for file, parse in files:
         try:
             lines = file.read_bytes().split(b"\n")
         except OSError as error:
-            raise ValueError(f"tasks: cannot read {str(file)!r}: {error.strerror}") from error
+            raise ValueError(f"{name}: cannot read {str(file)!r}: {error.strerror}") from error
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             where = f"{file}:{number}"
             try:
-                item = parse_item(_text(line, where), where, file.stem)
+                item = parse(_text(line, where), where)
                 if item.id in items:
                     raise ValueError(f"{where}: id: expected a new one, got {shown(item.id)} again")
             except ValueError as error:
@@ -83,7 +97,7 @@ def read_tasks(paths: Iterable[str | os.PathLike[str]]) -> Tasks:
                 items[item.id] = item
     if not items:
         first = f"; the first fault: {faults[0]}" if faults else ""
-        raise ValueError(f"tasks: expected at least one item, got none{first}")
+        raise ValueError(f"{name}: expected at least one item, got none{first}")
     return Tasks(tuple(items.values()), tuple(faults))
 
 
@@ -126,7 +140,7 @@ def parse_item(text: str, where: str, task: str) -> Item:
     data = decode(text, where)
     if not isinstance(data, Mapping):
         raise ValueError(f"{where}: expected a JSON object, got {shown(data)}")
-    fields = _Fields(data, where)
+    fields = Fields(data, where)
     metric = fields.one_of("metric", METRICS)
     task = fields.text("task", task)
     item = Item(
@@ -156,15 +170,16 @@ def _check_together(item: Item, where: str) -> None:
         if metric not in METRICS or metric == "nll":
             known = ", ".join(name for name in METRICS if name != "nll")
             raise ValueError(f"{where}: also_metrics: expected {known}, got {shown(metric)}")
-    if "classification" in (item.metric, *item.also_metrics) and not item.classes:
-        raise ValueError(f"{where}: classes: expected the classes of classification, got none")
+    for metric in (item.metric, *item.also_metrics):
+        if metric in WITH_CLASSES and not item.classes:
+            raise ValueError(f"{where}: classes: expected the classes of {metric}, got none")
     if item.metric != "nll" and item.max_new_tokens < 1:
         raise ValueError(f"{where}: max_new_tokens: expected at least 1, got {item.max_new_tokens}")
     if item.metric == "nll" and not item.answers[0]:
         raise ValueError(f"{where}: answers: expected a text to score, got an empty one")
 
 
-class _Fields:
+class Fields:
     """The fields of one line; each method gives one of them, or raises ValueError."""
 
     def __init__(self, data: Mapping[str, Any], where: str):

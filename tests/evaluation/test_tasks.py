@@ -34,7 +34,10 @@ def test_defaults_and_unknown_fields():
     ("change", "message"),
     [
         ({"metric": "bleu"}, "metric: expected one of f1, contains, rougeL, edit_similarity, "
-         "classification, nll, got 'bleu'"),
+         "f1_first_line, rougeL_first_line, code_line, numbers, classification, "
+         "classes_first_line, nll, got 'bleu'"),
+        ({"metric": "classes_first_line"}, "classes: expected the classes of classes_first_line, "
+         "got none"),
         ({"metric": "classification"}, "classes: expected the classes of classification, got none"),
         ({"answers": "Rome"}, "answers: expected a list of texts, got 'Rome'"),
         ({"answers": []}, "answers: expected at least one answer, got none"),
@@ -44,7 +47,8 @@ def test_defaults_and_unknown_fields():
         ({"chat": "yes"}, "chat: expected true or false, got 'yes'"),
         ({"prompt": ""}, "prompt: expected a text, got ''"),
         ({"also_metrics": ["nll"]}, "also_metrics: expected f1, contains, rougeL, "
-         "edit_similarity, classification, got 'nll'"),
+         "edit_similarity, f1_first_line, rougeL_first_line, code_line, numbers, classification, "
+         "classes_first_line, got 'nll'"),
     ],
 )  # fmt: skip
 def test_wrong_field(change: dict[str, Any], message: str):
