@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,19 +62,32 @@ def read_tasks(paths: Iterable[str | os.PathLike[str]]) -> Tasks:
     Raises:
         ValueError: a path that cannot be read, a folder without such a file, or not one good item.
     """
+    return read_items(paths, parse_item, "tasks")
+
+
+def read_items(
+    paths: Iterable[str | os.PathLike[str]], parse: Callable[[str, str, str], Item], what: str
+) -> Tasks:
+    """The same with another meaning of a line.
+
+    Args:
+        parse: line, file and line number for messages, file's name -> an item; ValueError for a
+            broken line.
+        what: what the paths are, for messages.
+    """
     items: dict[str, Item] = {}
     faults: list[str] = []
-    for file in _files(paths):
+    for file in _files(paths, what):
         try:
             lines = file.read_bytes().split(b"\n")
         except OSError as error:
-            raise ValueError(f"tasks: cannot read {str(file)!r}: {error.strerror}") from error
+            raise ValueError(f"{what}: cannot read {str(file)!r}: {error.strerror}") from error
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             where = f"{file}:{number}"
             try:
-                item = parse_item(_text(line, where), where, file.stem)
+                item = parse(_text(line, where), where, file.stem)
                 if item.id in items:
                     raise ValueError(f"{where}: id: expected a new one, got {shown(item.id)} again")
             except ValueError as error:
@@ -83,7 +96,7 @@ def read_tasks(paths: Iterable[str | os.PathLike[str]]) -> Tasks:
                 items[item.id] = item
     if not items:
         first = f"; the first fault: {faults[0]}" if faults else ""
-        raise ValueError(f"tasks: expected at least one item, got none{first}")
+        raise ValueError(f"{what}: expected at least one item, got none{first}")
     return Tasks(tuple(items.values()), tuple(faults))
 
 
@@ -126,7 +139,7 @@ def parse_item(text: str, where: str, task: str) -> Item:
     data = decode(text, where)
     if not isinstance(data, Mapping):
         raise ValueError(f"{where}: expected a JSON object, got {shown(data)}")
-    fields = _Fields(data, where)
+    fields = Fields(data, where)
     metric = fields.one_of("metric", METRICS)
     task = fields.text("task", task)
     item = Item(
@@ -164,7 +177,7 @@ def _check_together(item: Item, where: str) -> None:
         raise ValueError(f"{where}: answers: expected a text to score, got an empty one")
 
 
-class _Fields:
+class Fields:
     """The fields of one line; each method gives one of them, or raises ValueError."""
 
     def __init__(self, data: Mapping[str, Any], where: str):
@@ -210,19 +223,19 @@ class _Fields:
         return value
 
 
-def _files(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
+def _files(paths: Iterable[str | os.PathLike[str]], what: str) -> list[Path]:
     files: list[Path] = []
     for name in paths:
         path = Path(name)
         if path.is_dir():
             inside = sorted(path.glob("*.jsonl"))
             if not inside:
-                raise ValueError(f"tasks: expected *.jsonl files, got none in {str(path)!r}")
+                raise ValueError(f"{what}: expected *.jsonl files, got none in {str(path)!r}")
             files += inside
         elif path.is_file():
             files.append(path)
         else:
-            raise ValueError(f"tasks: no such file or folder: {str(path)!r}")
+            raise ValueError(f"{what}: no such file or folder: {str(path)!r}")
     return list(dict.fromkeys(files))
 
 
