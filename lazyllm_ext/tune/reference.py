@@ -98,8 +98,9 @@ class DenseModel:
 
         def step(ids: Tensor, first: int) -> Tensor:
             positions = first + torch.arange(ids.numel(), device=ids.device)
-            with self._watched(entering):
-                return self.decoder(ids, positions, [ids.numel()], state)[-1]
+            with _Hooks(self.decoder, entering):
+                logits: Tensor = self.decoder(ids, positions, [ids.numel()], state)
+            return logits[-1]
 
         self.decoder.on_importance = on_importance
         try:
@@ -116,9 +117,6 @@ class DenseModel:
             },
             recalls(scores, attention),
         )
-
-    def _watched(self, entering: dict[int, list[Tensor]]) -> _Hooks:
-        return _Hooks(self.decoder, entering)
 
 
 class _Hooks:
