@@ -87,20 +87,23 @@ def choose_layers(curve: Sequence[Recall], most: int = MOST_LAYERS) -> list[int]
     equal steps between the worst and the best recall, the earliest layer that reaches it. Where
     that gives fewer layers, the others with the best recall that are no neighbours of these.
 
+    Recall is of the top tokens: in the first layers a few tokens take most of the attention,
+    whatever the prompt asks, and the mass would call these layers the best.
+
     Args:
         curve: in the order of the layers.
     """
     if not curve:
         return []
-    low, high = min(r.mass for r in curve), max(r.mass for r in curve)
+    low, high = min(r.top for r in curve), max(r.top for r in curve)
     chosen: list[int] = []
     for step in range(1, most + 1):
         level = low + (high - low) * step / most
         # The highest level is the best layer's own recall, but for rounding.
-        layer = next((r.layer for r in curve if r.mass >= level - 1e-9), curve[-1].layer)
+        layer = next((r.layer for r in curve if r.top >= level - 1e-9), curve[-1].layer)
         if layer not in chosen:
             chosen.append(layer)
-    for recall in sorted(curve, key=lambda r: (-r.mass, r.layer)):
+    for recall in sorted(curve, key=lambda r: (-r.top, r.layer)):
         if len(chosen) == most:
             break
         if all(abs(recall.layer - layer) >= _APART for layer in chosen):

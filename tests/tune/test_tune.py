@@ -112,8 +112,8 @@ class TestCurves:
         assert recalls({0: blind[:36], 1: blind[:36]}, {0: blind[:36], 1: blind[:36]}) == []
 
     def test_earliest_layers_of_each_level(self):
-        masses = (0.2, 0.21, 0.3, 0.5, 0.45, 0.8, 0.79, 0.7, 0.6)
-        curve = [Recall(layer, mass, 0.0) for layer, mass in enumerate(masses)]
+        tops = (0.2, 0.21, 0.3, 0.5, 0.45, 0.8, 0.79, 0.7, 0.6)
+        curve = [Recall(layer, 0.0, top) for layer, top in enumerate(tops)]
         assert choose_layers(curve, 3) == [3, 5, 7]
         assert choose_layers(curve, 1) == [5]
         assert choose_layers([], 3) == []
