@@ -1,4 +1,4 @@
-"""The command line: `lazyllm-ext generate`, `bench`, `eval` and `info`."""
+"""The command line: `lazyllm-ext generate`, `bench`, `eval`, `tune` and `info`."""
 
 from .app import main
 

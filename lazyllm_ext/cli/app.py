@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from . import bench_options as options
-from .errors import CommandError
+from .errors import CommandError, as_input_error
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -247,6 +247,65 @@ def bench(
         device=device, compiled=compiled, memory=memory,
     )  # fmt: skip
     return command.bench(request, output, json)
+
+
+@app.command()
+def tune(
+    model: Annotated[str, typer.Argument(help="Folder of a transformers model, or 'demo'.")],
+    prompts: Annotated[
+        Path, typer.Option(help="JSON lines with `prompt` and maybe `chat`; 10 to 50 are enough.")
+    ],
+    bound: Annotated[
+        float, typer.Option(help="Largest mean KL to the dense model's first tokens, in nats.")
+    ] = 0.05,
+    agreement: Annotated[
+        float | None, typer.Option(help="Smallest part of tokens that are the dense model's, 0-1.")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Where the schedule is written.")] = Path(
+        "schedule.json"
+    ),
+    report: Annotated[
+        Path | None, typer.Option(help="Folder for report.md, report.json and plots.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many prompts.")] = None,
+    new_tokens: Annotated[
+        int, typer.Option(help="Tokens of each dense continuation that are compared.")
+    ] = 16,
+    boundaries: Annotated[int, typer.Option(help="Most boundaries, 1 to 3.")] = 2,
+    runs: Annotated[int, typer.Option(help="Most schedules that are run.")] = 40,
+    chat: Annotated[
+        bool, typer.Option(help="Chat template for prompts that say so, if the model has one.")
+    ] = True,
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16, float16; auto: as the model is stored.")
+    ] = "auto",
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda or cuda:N; auto: a GPU if there is one.")
+    ] = "auto",
+) -> int:
+    """Find the cheapest schedule that stays near the dense model on your own prompts."""
+    from lazyllm_ext.tune import Wish
+
+    from . import tune as command
+
+    if dtype not in DTYPES:
+        raise CommandError(f"--dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+    if limit is not None and limit < 2:
+        raise CommandError(f"--limit: expected at least 2, got {limit}")
+    with as_input_error(ValueError):
+        wish = Wish(bound, agreement, new_tokens, boundaries, runs)
+    request = command.Request(
+        model=model,
+        prompts=prompts,
+        wish=wish,
+        output=output,
+        report=report,
+        limit=limit,
+        chat=chat,
+        dtype=dtype,
+        device=device,
+    )
+    return command.run(request)
 
 
 @app.command()

@@ -2,7 +2,8 @@
 
     lazyllm-ext eval MODEL --tasks tasks.jsonl --contenders dense,balanced --output results/
 
-docs/evaluation.md says what every figure means. Nothing in the package imports this.
+docs/evaluation.md says what every figure means. Only `tune` and the
+command line import this.
 """
 
 from .contenders import Contender, parse_contender, parse_contenders

@@ -63,7 +63,9 @@ def read_tasks(paths: Iterable[str | os.PathLike[str]]) -> Tasks:
     Raises:
         ValueError: a path that cannot be read, a folder without such a file, or not one good item.
     """
-    return collect("tasks", ((file, partial(parse_item, task=file.stem)) for file in _files(paths)))
+    return collect(
+        "tasks", ((file, partial(parse_item, task=file.stem)) for file in files_of(paths, "tasks"))
+    )
 
 
 def collect(name: str, files: Iterable[tuple[Path, Callable[[str, str], Item]]]) -> Tasks:
@@ -225,19 +227,20 @@ class Fields:
         return value
 
 
-def _files(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
+def files_of(paths: Iterable[str | os.PathLike[str]], what: str) -> list[Path]:
+    """The files, and those of the folders. ValueError, beginning with `what`, for a wrong path."""
     files: list[Path] = []
     for name in paths:
         path = Path(name)
         if path.is_dir():
             inside = sorted(path.glob("*.jsonl"))
             if not inside:
-                raise ValueError(f"tasks: expected *.jsonl files, got none in {str(path)!r}")
+                raise ValueError(f"{what}: expected *.jsonl files, got none in {str(path)!r}")
             files += inside
         elif path.is_file():
             files.append(path)
         else:
-            raise ValueError(f"tasks: no such file or folder: {str(path)!r}")
+            raise ValueError(f"{what}: no such file or folder: {str(path)!r}")
     return list(dict.fromkeys(files))
 
 

@@ -1,0 +1,106 @@
+"""The schedules that a search chooses from, in the order of what they cost."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from lazyllm_ext.cost import prefill_operations
+from lazyllm_ext.decoder import LazyDecoder, LazyLayer
+from lazyllm_ext.schedule import Boundary, PruningSchedule
+
+WINDOW, POOL, PROTECT_FIRST = 32, 7, 4
+KEEPS = (0.75, 0.55, 0.4, 0.3, 0.2, 0.15, 0.1, 0.05)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Boundaries as (layer, keep): layers ascend, keeps fall. None of them is the dense model."""
+
+    boundaries: tuple[tuple[int, float], ...]
+
+    def __str__(self) -> str:
+        return ", ".join(f"{layer}: {keep:g}" for layer, keep in self.boundaries) or "dense"
+
+    def schedule(self, name: str | None = None, min_tokens: int = 0) -> PruningSchedule:
+        """The whole schedule, with scores as they are tuned: a window of queries, pooled."""
+        return PruningSchedule(
+            tuple(Boundary(layer=layer, keep=keep) for layer, keep in self.boundaries),
+            window=WINDOW,
+            pool=POOL,
+            protect_first=PROTECT_FIRST,
+            min_tokens=min_tokens,
+            name=name,
+        )
+
+
+def grid(
+    layers: Sequence[int], most_boundaries: int, keeps: Sequence[float] = KEEPS
+) -> list[Candidate]:
+    """Every way to place 1 to `most_boundaries` boundaries in these layers with falling keeps."""
+    falling = sorted(keeps, reverse=True)
+    return [
+        Candidate(tuple(zip(places, parts, strict=True)))
+        for count in range(1, most_boundaries + 1)
+        for places in itertools.combinations(sorted(layers), count)
+        for parts in itertools.combinations(falling, count)
+    ]
+
+
+def harder(one: Candidate, other: Candidate) -> bool:
+    """Whether `one` has every boundary of `other`, in the same layer, and keeps no more there."""
+    keeps = dict(one.boundaries)
+    return all(keeps.get(layer, 2.0) <= keep for layer, keep in other.boundaries)
+
+
+def tail(dense: LazyDecoder, schedule: PruningSchedule, first: int) -> LazyDecoder:
+    """The decoder from layer `first` on, as a decoder of its own.
+
+    All before the first boundary is the dense model, so what enters that layer is the same for
+    every schedule that begins there, and `LazyDecoder.step` takes it in place of embedded tokens.
+
+    Args:
+        dense: a decoder of the whole model.
+        schedule: without a boundary before `first`.
+        first: a layer.
+    """
+    layers: list[LazyLayer] = list(dense.layers)  # type: ignore[arg-type]
+    moved = tuple(
+        Boundary(layer=boundary.layer - first, keep=boundary.keep)
+        for boundary in schedule.boundaries
+        if boundary.layer is not None
+    )
+    own = PruningSchedule(
+        moved,
+        window=schedule.window,
+        pool=schedule.pool,
+        protect_first=schedule.protect_first,
+        max_revive=schedule.max_revive,
+        min_tokens=schedule.min_tokens,
+    )
+    return LazyDecoder(
+        embed=nn.Identity(),
+        layers=layers[first:],
+        norm=dense.norm,
+        lm_head=dense.lm_head.linear,
+        ropes=list(dense.ropes),
+        schedule=own.resolve([layer.window == 0 for layer in layers[first:]]),
+        hidden_size=dense.spec.hidden_size,
+        logit_softcap=dense.logit_softcap,
+    )
+
+
+def operations(dense: LazyDecoder, candidate: Candidate, tokens: int) -> int:
+    """Operations of a prefill of so many tokens, before it is run: kept ones are spread evenly.
+
+    See `lazyllm_ext.cost.prefill_operations`.
+    """
+    active = []
+    for _, keep in candidate.boundaries:
+        count = max(1, round(keep * tokens))
+        active.append(torch.linspace(0, tokens - 1, count).round().long())
+    return prefill_operations(tail(dense, candidate.schedule(), 0), tokens, active).total

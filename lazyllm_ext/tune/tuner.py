@@ -1,0 +1,326 @@
+"""From a model and prompts to a schedule: references, curves, search, check."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lazyllm_ext.evaluation.subject import Subject
+from lazyllm_ext.evaluation.tasks import Item
+from lazyllm_ext.schedule import PruningSchedule
+
+from . import trial
+from .candidates import Candidate, grid, harder, operations
+from .curves import Recall, choose_layers, mean_curve
+from .prompts import halves
+from .reference import DenseModel, Reference
+from .search import cheapest
+from .trial import Outcome, mean
+
+# The layers are chosen from the curves of so many prompts: of these what enters every layer is
+# held, of the others only what enters the chosen ones.
+_PILOT = 4
+# A schedule that spares less than this over another one is not worth a run.
+_WORTH = 0.02
+_MIN_TOKENS = 512
+
+# (what, done, total): total is an upper bound.
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is asked of a schedule, and how hard it is looked for.
+
+    Attributes:
+        bound: largest KL(dense ‖ schedule) in nats, mean over prompts and tokens.
+        agreement: smallest part of tokens that are the dense model's, mean over prompts; None for
+            any.
+        new_tokens: most tokens of each dense continuation that both are measured on.
+        most_boundaries: of a schedule.
+        most_runs: of schedules, each on all prompts of the tuned half at most.
+
+    Raises:
+        ValueError: a value out of its range.
+    """
+
+    bound: float = 0.05
+    agreement: float | None = None
+    new_tokens: int = 16
+    most_boundaries: int = 2
+    most_runs: int = 40
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.bound) and self.bound >= 0):
+            raise ValueError(f"bound: expected a KL of at least 0 nats, got {self.bound}")
+        if self.agreement is not None and not 0 <= self.agreement <= 1:
+            raise ValueError(f"agreement: expected a part from 0 to 1, got {self.agreement}")
+        for name, most in (("new_tokens", None), ("most_boundaries", 3), ("most_runs", None)):
+            value = getattr(self, name)
+            if value < 1 or (most is not None and value > most):
+                expected = "at least 1" if most is None else f"1 to {most}"
+                raise ValueError(f"{name}: expected {expected}, got {value}")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A schedule that was run.
+
+    Attributes:
+        candidate: its boundaries.
+        outcome: mean over the prompts that it was run on.
+        prompts: how many these are; a schedule is given up once it must end over the bound.
+        of: how many there are.
+        within: whether it is within the bounds.
+    """
+
+    candidate: Candidate
+    outcome: Outcome
+    prompts: int
+    of: int
+    within: bool
+
+    @property
+    def least_kl(self) -> float:
+        """The mean over all prompts; at least that if it was not run on all."""
+        return self.outcome.kl * self.prompts / self.of
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What came of it.
+
+    Attributes:
+        wish: what was asked.
+        schedule: the result, named.
+        chosen: its boundaries; none for the dense model.
+        tuned, checked: the result on both halves; None for the dense model, which is its own
+            reference.
+        trials: in the order of the runs.
+        open: schedules that might be better, for which no runs were left.
+        curve: recall by layer, mean over the tuned half.
+        layers: where boundaries were tried.
+        tuned_tokens, checked_tokens: lengths of the prompts.
+        dense_operations: of a dense prefill, mean over the tuned half.
+        skipped: a sentence for each prompt that does not fit the model's context.
+    """
+
+    wish: Wish
+    schedule: PruningSchedule
+    chosen: Candidate
+    tuned: Outcome | None
+    checked: Outcome | None
+    trials: list[Trial]
+    open: int
+    curve: list[Recall]
+    layers: list[int]
+    tuned_tokens: list[int]
+    checked_tokens: list[int]
+    dense_operations: float
+    skipped: list[str]
+
+    @property
+    def holds(self) -> bool:
+        """Whether the half that was not tuned on is within the bounds too."""
+        return self.checked is None or within(self.wish, [self.checked], 1)
+
+
+def within(wish: Wish, outcomes: Sequence[Outcome], of: int) -> bool:
+    """Whether the mean over `of` prompts can still be, or is, within the bounds.
+
+    KL is at least 0 and agreement at most 1, so that what is too much for all prompts stays so.
+    """
+    if sum(o.kl for o in outcomes) > wish.bound * of:
+        return False
+    if wish.agreement is None:
+        return True
+    return sum(1 - o.agreement for o in outcomes) <= (1 - wish.agreement) * of + 1e-9
+
+
+def tune(
+    subject: Subject,
+    items: Sequence[Item],
+    wish: Wish,
+    name: str,
+    progress: Progress = lambda what, done, total: None,
+) -> Tuning:
+    """Find the cheapest schedule within the bounds.
+
+    Args:
+        subject: the model.
+        items: prompts; every second one is tuned on, the others are for the check.
+        name: of the schedule.
+        progress: called as work is done.
+
+    Raises:
+        ValueError: a model without a place for a boundary, or fewer than two prompts that fit.
+    """
+    dense = DenseModel(subject.model)
+    fitting, skipped = _fitting(subject, items, wish.new_tokens)
+    tuned_ids, checked_ids = halves(fitting)
+    bar = _Bar(progress, len(tuned_ids) * (1 + wish.most_runs) + len(checked_ids))
+    references, layers = _references(subject, dense, tuned_ids, wish, bar)
+    min_tokens = min(_MIN_TOKENS, *(ids.numel() for ids in fitting))
+    runner = _Runner(dense, references, wish, min_tokens, bar)
+    runner.search(grid(layers, wish.most_boundaries))
+    chosen = runner.best.candidate if runner.best else Candidate(())
+    schedule = chosen.schedule(name, min_tokens) if runner.best else PruningSchedule(name=name)
+    checked = None
+    if runner.best:
+        bar.at(len(tuned_ids) * (1 + wish.most_runs))
+        checked = _check(subject, dense, checked_ids, schedule, wish, bar)
+    bar.at(bar.total)
+    return Tuning(
+        wish,
+        schedule,
+        chosen,
+        runner.best.outcome if runner.best else None,
+        checked,
+        runner.trials,
+        runner.open,
+        mean_curve([reference.curve for reference in references]),
+        layers,
+        [ids.numel() for ids in tuned_ids],
+        [ids.numel() for ids in checked_ids],
+        runner.dense_operations,
+        skipped,
+    )
+
+
+class _Bar:
+    """Counts runs of one prompt; what is given up early counts as done."""
+
+    def __init__(self, progress: Progress, total: int):
+        self.progress, self.total, self.done = progress, total, 0
+
+    def step(self, what: str, count: int = 1) -> None:
+        self.done += count
+        self.progress(what, self.done, self.total)
+
+    def at(self, done: int) -> None:
+        """The search may end before its runs are used up."""
+        self.step("", done - self.done)
+
+
+def _fitting(
+    subject: Subject, items: Sequence[Item], new_tokens: int
+) -> tuple[list[Tensor], list[str]]:
+    """Tokens of the prompts that fit the model's context, and sentences about the others."""
+    fitting: list[Tensor] = []
+    skipped: list[str] = []
+    for item in items:
+        ids = subject.encode(item).ids
+        if subject.context is None or ids.numel() + new_tokens <= subject.context:
+            fitting.append(ids)
+        else:
+            skipped.append(
+                f"{item.id}: expected at most {subject.context} tokens, the model's context, with "
+                f"the answer; got {ids.numel()} and {new_tokens}"
+            )
+    return fitting, skipped
+
+
+def _references(
+    subject: Subject, dense: DenseModel, prompts: Sequence[Tensor], wish: Wish, bar: _Bar
+) -> tuple[list[Reference], list[int]]:
+    """The dense model on the tuned half, and the layers in which boundaries are tried."""
+    references: list[Reference] = []
+    layers = dense.layers
+    for number, ids in enumerate(prompts, start=1):
+        references.append(dense.reference(ids, wish.new_tokens, subject.stop, layers))
+        bar.step(f"dense model, prompt {number} of {len(prompts)}")
+        if number == min(_PILOT, len(prompts)):
+            layers = choose_layers(mean_curve([reference.curve for reference in references]))
+            for reference in references:
+                reference.keep_hidden(layers)
+    return references, layers
+
+
+def _check(
+    subject: Subject,
+    dense: DenseModel,
+    prompts: Sequence[Tensor],
+    schedule: PruningSchedule,
+    wish: Wish,
+    bar: _Bar,
+) -> Outcome:
+    """The schedule on the other half, one prompt at a time."""
+    first = schedule.boundaries[0].layer
+    assert first is not None  # candidates name layers
+    outcomes = []
+    for number, ids in enumerate(prompts, start=1):
+        reference = dense.reference(ids, wish.new_tokens, subject.stop, [first])
+        outcomes.append(trial.run(dense.decoder, schedule, reference))
+        bar.step(f"check, prompt {number} of {len(prompts)}")
+    return mean(outcomes)
+
+
+class _Runner:
+    """Runs candidates on the tuned half, and remembers what came of it."""
+
+    def __init__(
+        self,
+        dense: DenseModel,
+        references: Sequence[Reference],
+        wish: Wish,
+        min_tokens: int,
+        bar: _Bar,
+    ):
+        self.dense, self.references, self.wish = dense.decoder, references, wish
+        self.min_tokens, self.bar = min_tokens, bar
+        self.trials: list[Trial] = []
+        self.best: Trial | None = None
+        self.open = 0
+        self.kl: list[list[float]] = [[] for _ in references]
+        lengths = [reference.prompt_tokens for reference in references]
+        dense_costs = [operations(self.dense, Candidate(()), length) for length in lengths]
+        self.dense_operations = sum(dense_costs) / len(dense_costs)
+        # One length stands for all when candidates are compared before they are run.
+        self.length = round(sum(lengths) / len(lengths))
+
+    def search(self, candidates: Sequence[Candidate]) -> None:
+        """Find the best of them."""
+        costs = [operations(self.dense, candidate, self.length) for candidate in candidates]
+        limit = (1 - _WORTH) * operations(self.dense, Candidate(()), self.length)
+        found = cheapest(
+            candidates,
+            costs,
+            harder,
+            lambda place: self._run(candidates[place]),
+            self.wish.most_runs,
+            _WORTH,
+            limit,
+        )
+        self.open = found.open
+        if found.best is not None:
+            self.best = self.trials[found.runs.index(found.best)]
+
+    def _run(self, candidate: Candidate) -> bool:
+        """Whether a candidate is within the bounds; as few prompts as it takes to know."""
+        schedule = candidate.schedule(min_tokens=self.min_tokens)
+        outcomes: list[Outcome] = []
+        count = len(self.references)
+        fine = True
+        for place in self._order():
+            outcomes.append(trial.run(self.dense, schedule, self.references[place]))
+            self.kl[place].append(outcomes[-1].kl)
+            best = f"best {self.best_so_far():.2f}×"
+            self.bar.step(f"run {len(self.trials) + 1} ({candidate}), {best}")
+            fine = within(self.wish, outcomes, count)
+            if not fine:
+                break
+        self.trials.append(Trial(candidate, mean(outcomes), len(outcomes), count, fine))
+        self.bar.step("", count - len(outcomes))
+        return fine
+
+    def best_so_far(self) -> float:
+        """Most operations that a schedule within the bounds spares, as a ratio."""
+        return max((t.outcome.ratio for t in self.trials if t.within), default=1.0)
+
+    def _order(self) -> list[int]:
+        """The prompts that have suffered most come first: they end a hopeless run soonest."""
+        means = [sum(kl) / len(kl) if kl else 0.0 for kl in self.kl]
+        return sorted(range(len(means)), key=lambda place: (-means[place], place))

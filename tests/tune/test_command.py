@@ -1,0 +1,104 @@
+"""`lazyllm-ext tune` as a command."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lazyllm_ext.schedule import PruningSchedule
+
+Run = Callable[..., Any]
+QUICK = ("--bound", "0.3", "--new-tokens", "2", "--runs", "4")
+
+
+def test_whole_run(run: Run, folder: Path, prompts: Path, tmp_path: Path):
+    prompts.write_text(prompts.read_text() + "{broken\n")
+    output, report = tmp_path / "mine.json", tmp_path / "report"
+    ran = run("tune", folder, "--prompts", prompts, "--output", output, "--report", report, *QUICK)
+    assert ran.status == 0, ran.stderr
+    assert f"{prompts}:5: expected JSON" in ran.stderr
+    assert "prompts skipped: 1" in ran.stderr
+    schedule = PruningSchedule.load(output)
+    assert schedule.name == f"tuned-{folder.name}"
+    assert schedule.boundaries
+    for words in ("fewer operations", "tuned on 2 prompts", "checked on 2 prompts", "Written: "):
+        assert words in ran.stdout
+    assert (report / "frontier.png").is_file()
+    ran = run("generate", "--model", folder, "--prompt", "x" * 90, "--schedule", output,
+              "--max-new-tokens", 2)  # fmt: skip
+    assert ran.status == 0, ran.stderr
+
+
+def test_says_so_when_nothing_helps(run: Run, folder: Path, prompts: Path, tmp_path: Path):
+    output = tmp_path / "mine.json"
+    ran = run("tune", folder, "--prompts", prompts, "--output", output, "--bound", "0",
+              "--new-tokens", "2", "--limit", "2", "--boundaries", "1")  # fmt: skip
+    assert ran.status == 0, ran.stderr
+    assert ran.stdout.startswith("Dense: none of the ")
+    assert PruningSchedule.load(output).boundaries == ()
+
+
+def test_progress_on_a_terminal(
+    run: Run, folder: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    ran = run("tune", folder, "--prompts", prompts, "--output", tmp_path / "s.json", *QUICK)
+    assert ran.status == 0
+    assert "remaining" in ran.stderr
+
+
+def test_chat_template(run: Run, chat_folder: Path, prompts: Path, tmp_path: Path):
+    lines = [{**json.loads(line), "chat": True} for line in prompts.read_text().splitlines()]
+    prompts.write_text("\n".join(map(json.dumps, lines)))
+    lengths = []
+    for options in ((), ("--no-chat",)):
+        ran = run("tune", chat_folder, "--prompts", prompts, "--output", tmp_path / "s.json",
+                  "--report", tmp_path, *QUICK, "--runs", "1", *options)  # fmt: skip
+        assert ran.status == 0, ran.stderr
+        lengths.append(json.loads((tmp_path / "report.json").read_text())["tuned_tokens"])
+    assert [chat - plain for chat, plain in zip(*lengths, strict=True)] == [len("<u><a>")] * 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--bound", "-1"], "bound: expected a KL of at least 0 nats, got -1.0"),
+        (["--agreement", "2"], "agreement: expected a part from 0 to 1, got 2.0"),
+        (["--limit", "1"], "--limit: expected at least 2, got 1"),
+        (["--boundaries", "4"], "most_boundaries: expected 1 to 3, got 4"),
+        (["--dtype", "int8"], "--dtype: expected one of auto, float32, bfloat16, float16"),
+        (["--prompts", "nowhere.jsonl"], "prompts: no such file or folder: 'nowhere.jsonl'"),
+        (["--output", "no/where.json"], "--output: no such folder: no"),
+    ],
+)
+def test_bad_input(
+    run: Run, folder: Path, prompts: Path, tmp_path: Path, options: list[str], message: str
+):
+    arguments = ["--prompts", prompts, "--output", tmp_path / "s.json", *options]
+    ran = run("tune", folder, *arguments)
+    assert ran.status == 2
+    assert ran.stderr.startswith(f"lazyllm-ext: {message}")
+    assert ran.stderr.count("\n") == 1
+
+
+def test_prompts_without_a_good_line(run: Run, folder: Path, tmp_path: Path):
+    file = tmp_path / "p.jsonl"
+    file.write_text('{"text": "a"}\n{"prompt": "", "chat": 1}\n')
+    ran = run("tune", folder, "--prompts", file)
+    assert ran.status == 2
+    assert ran.stderr == (
+        "lazyllm-ext: prompts: expected at least one item, got none; the first fault: "
+        f"{file}:1: prompt: expected a text, got nothing\n"
+    )
+
+
+def test_one_prompt_is_not_enough(run: Run, folder: Path, tmp_path: Path):
+    file = tmp_path / "p.jsonl"
+    file.write_text('{"prompt": "a"}\n')
+    ran = run("tune", folder, "--prompts", file)
+    assert ran.status == 2
+    assert ran.stderr.startswith("lazyllm-ext: prompts: expected at least 2, one to tune on")
