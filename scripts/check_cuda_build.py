@@ -33,6 +33,7 @@ REQUIRED = {
     "aux_gather_kernel<uint4>": (r"ld\.global\.nc\.v4", r"st\.global\.v4"),
     "aux_scatter_kernel<uint4>": (r"ld\.global\.nc\.v4", r"st\.global\.v4"),
     "kv_append_kernel<uint4>": (r"ld\.global\.nc\.v4", r"st\.global\.v4"),
+    "linear_kernel<__nv_bfloat16, 8>": (r"ld\.global\S*v4",),
     "token_importance_logits_kernel": (ASYNC_16, r"ld\.shared\.v4"),
     "lazy_attention_fma_kernel": (ASYNC_16, r"ld\.shared\.v4"),
     "lazy_attention_mma_kernel": (ASYNC_16, r"ldmatrix\.sync", r"mma\.sync\S*m16n8k16"),

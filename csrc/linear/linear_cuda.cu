@@ -9,7 +9,7 @@ namespace cuda {
 namespace {
 
 constexpr int kColumns = 4;  // of a block, a warp each
-constexpr int kRows = 8;     // that share one reading of the weights
+constexpr int kRows = 4;     // that share one reading of the weights
 
 /// Elements of a lane's step, widened: one load of 16 bytes, or a single element.
 template <typename T, int kStep>
@@ -40,9 +40,9 @@ __global__ void __launch_bounds__(kColumns* kWarpSize) linear_kernel(const Linea
     widen_step<T, kStep>(weight + i, w);
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      if (r >= count) break;
       float row[kStep];
-      widen_step<T, kStep>(x + r * op.x_stride + i, row);
+      // Beyond the last row the last one again: cheaper than a branch, and never stored.
+      widen_step<T, kStep>(x + min(r, count - 1) * op.x_stride + i, row);
 #pragma unroll
       for (int k = 0; k < kStep; ++k) sum[r] = fmaf(w[k], row[k], sum[r]);
     }
