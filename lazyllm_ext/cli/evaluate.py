@@ -95,7 +95,7 @@ def evaluate(request: Request) -> int:
         evaluation = Evaluation(subject, items, contenders, records, model_digest(folder), setting)
     _say_skipped(evaluation.skipped, "items")
     if not evaluation.items:
-        raise CommandError("--tasks: expected an item that fits the model's context, got none")
+        raise CommandError("expected an item that fits the model's context, got none")
     _run(evaluation, request.output)
     skipped = [*tasks.faults, *evaluation.skipped]
     report = make_report(folder.name, setting, contenders, against, evaluation.finished(), skipped)
@@ -103,7 +103,8 @@ def evaluate(request: Request) -> int:
     with as_input_error(ValueError, OSError):
         written = write_report(report, request.output)
         if shown_item is not None:
-            written.append(_page(subject, shown_item, contenders, request.output))
+            ran = [item for item in evaluation.items if item.id == shown_item.id]  # perhaps cut
+            written += [_page(subject, item, contenders, request.output) for item in ran]
     print("Written: " + ", ".join(str(path) for path in (records.path, *written)))
     return 0
 

@@ -58,7 +58,7 @@ class Projection(nn.Module):
         plain = x.is_cpu
         if not torch.jit.is_scripting():
             plain = plain and is_plain(self.linear)
-        if plain and x.size(0) <= self.few_rows:
+        if plain and x.size(0) <= self.few_rows and self.linear.weight.stride(1) == 1:
             return torch.ops.lazyllm.linear(x, self.linear.weight, self.linear.bias)
         if plain and self.through_float:
             bias = self.linear.bias

@@ -43,7 +43,7 @@ def compress(subject: Subject, item: Item, prompt: Prompt, keep: float) -> Reduc
     # The compressing pass computes every layer and the logits of all tokens; it is not a part of
     # what is computed for the answer, and so counts among the operations only.
     scored = plain.ids.numel()
-    pass_ = prefill_operations(subject.dense_decoder, scored)
+    pass_ = prefill_operations(subject.dense_decoder, scored, last_rows=scored)
     return Reduction(
         ids=shorter.ids,
         positions=None,

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lazyllm_ext.decoder.modules import Projection, is_untouched
+from lazyllm_ext.decoder.modules import Projection, is_plain, is_untouched
 
 # The configuration's name of an activation -> a scriptable module that computes the same.
 _ACTIVATIONS = {
@@ -30,7 +30,11 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[rows, hidden] -> [rows, hidden]."""
-        if not x.is_cpu or x.size(0) <= self.block_rows:
+        in_blocks = x.is_cpu and x.size(0) > self.block_rows
+        if not torch.jit.is_scripting():  # hooks and modules of other classes see all rows at once
+            parts = [self.gate.linear, self.up.linear, self.down.linear]
+            in_blocks = in_blocks and all(map(is_plain, parts))
+        if not in_blocks:
             return self._block(x)
         out = torch.empty_like(x)
         for first in range(0, x.size(0), self.block_rows):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -100,7 +101,8 @@ def operations(dense: LazyDecoder, candidate: Candidate, tokens: int) -> int:
     See `lazyllm_ext.cost.prefill_operations`.
     """
     active = []
+    count = tokens
     for _, keep in candidate.boundaries:
-        count = max(1, round(keep * tokens))
+        count = min(count, max(WINDOW + PROTECT_FIRST, math.ceil(keep * tokens - 1e-9)))
         active.append(torch.linspace(0, tokens - 1, count).round().long())
     return prefill_operations(tail(dense, candidate.schedule(), 0), tokens, active).total

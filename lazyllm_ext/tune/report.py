@@ -34,6 +34,10 @@ def sentences(tuning: Tuning) -> list[str]:
     asked = f"KL of at most {wish.bound:g} nats"
     if wish.agreement is not None:
         asked += f" and agreement of at least {100 * wish.agreement:g} %"
+    left = (
+        f"{tuning.open} schedules that might be cheaper were left out after "
+        f"{len(tuning.trials)} runs."
+    )
     if tuned is None or checked is None:
         why = f"none of the {len(tuning.trials)} schedules that were run is within {asked}"
         if not tuning.layers:
@@ -41,7 +45,9 @@ def sentences(tuning: Tuning) -> list[str]:
                 f"expected a prompt of more than {WINDOW + PROTECT_FIRST} tokens, and layers to "
                 "choose from, for a boundary"
             )
-        return [f"Dense: {why}. Nothing is dropped."]
+        elif not tuning.trials:
+            why = "no schedule spares enough to be run"
+        return [f"Dense: {why}. Nothing is dropped.", *([left] if tuning.open else [])]
     said = [
         f"Boundaries (layer: keep) {tuning.chosen}: {tuned.ratio:.2f}× fewer operations of a "
         f"prefill than dense, within {asked} on the prompts that it was tuned on.",
@@ -51,12 +57,7 @@ def sentences(tuning: Tuning) -> list[str]:
             "On the other half it is not within the bounds: the prompts are too few or too unlike "
             "each other. Take more of them, or a lower bound."
         )
-    if tuning.open:
-        said.append(
-            f"{tuning.open} schedules that might be cheaper were left out after "
-            f"{len(tuning.trials)} runs."
-        )
-    return said
+    return said + ([left] if tuning.open else [])
 
 
 def to_markdown(tuning: Tuning, title: str) -> str:

@@ -46,6 +46,38 @@ def test_hooks_and_replaced_forwards_run(rows: int) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("rows", ROWS)
+def test_a_transposed_weight(rows: int) -> None:
+    linear = nn.Linear(8, 6)
+    linear.weight = nn.Parameter(linear.weight.T.contiguous().T)
+    x = torch.randn(rows, 8)
+    torch.testing.assert_close(Projection(linear)(x), linear(x))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_many_rows_through_float32(dtype: torch.dtype) -> None:
+    linear = nn.Linear(151, 40).to(dtype)
+    projection = Projection(linear)
+    projection.through_float = True  # also where the processor knows the dtype
+    x = torch.randn(FEW_ROWS + 1, 151).to(dtype)
+    exact = _exact(linear, x)
+    error = (projection(x).double() - exact).abs().max()
+    assert error <= torch.finfo(dtype).eps * exact.abs().max()
+
+
+@torch.no_grad()
+def test_few_rows_take_the_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+    projection, calls = Projection(nn.Linear(8, 6)), []
+    plain = nn.functional.linear
+    monkeypatch.setattr(nn.functional, "linear", lambda *a: calls.append(a) or plain(*a))
+    projection(torch.randn(FEW_ROWS, 8))
+    assert not calls
+    projection(torch.randn(FEW_ROWS + 1, 8))
+    assert len(calls) == 1
+
+
+@torch.no_grad()
 def test_a_weight_of_another_class_is_not_read() -> None:
     class Quantized(Tensor):
         @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -125,9 +126,16 @@ class TestResuming:
         assert str(error.value) == f"output: cannot use {str(tmp_path / 'file')!r}: File exists"
 
 
-def test_model_digest(folder: Path, chat_folder: Path):
+def test_model_digest(folder: Path, chat_folder: Path, tmp_path: Path):
     assert model_digest(folder) == model_digest(folder)
     assert model_digest(folder) != model_digest(chat_folder)
+    other = shutil.copytree(folder, tmp_path / "other")
+    assert model_digest(folder) == model_digest(other)
+    (weights,) = other.glob("*.safetensors")
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert model_digest(folder) != model_digest(other)
 
 
 def record(contender: str, item: str, score: float, **fields: Any) -> Record:
