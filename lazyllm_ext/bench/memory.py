@@ -19,6 +19,13 @@ from .model import Model
 from .request import BenchError
 
 _WARM_UP_TOKENS = 32
+# Without the current folder on the path: in the project's own it would hide the installed package.
+_PROGRAM = f"""
+import sys
+sys.path = [folder for folder in sys.path if folder]
+from {__name__} import _main
+_main(sys.argv[1])
+"""
 
 
 def peak_bytes(model: Model, contender: str, tokens: int) -> int:
@@ -39,7 +46,7 @@ def peak_bytes(model: Model, contender: str, tokens: int) -> int:
         "threads": torch.get_num_threads(),
     }
     done = subprocess.run(
-        [sys.executable, "-m", __name__, json.dumps(request)],
+        [sys.executable, "-c", _PROGRAM, json.dumps(request)],
         capture_output=True,
         text=True,
         check=False,
@@ -91,7 +98,3 @@ def _main(text: str) -> None:
     torch.set_num_threads(request["threads"])
     model = Model(request["model"], request["dtype"])
     print(json.dumps({"peak_bytes": _measure(model, request["contender"], request["tokens"])}))
-
-
-if __name__ == "__main__":
-    _main(sys.argv[1])
