@@ -38,8 +38,8 @@ from lazyllm_ext.evaluation.report import HEADINGS, cells, heading
 
 from .errors import CommandError, as_input_error
 from .loading import find_folder, load, pick_device
+from .show import say_skipped
 
-_SHOWN_FAULTS = 10
 _FILE_WIDTH = 180
 
 
@@ -78,7 +78,7 @@ def evaluate(request: Request) -> int:
         items = choose(tasks.items, request.lengths, request.limit).items
         shown_item = _shown_item(request.page, items)
         records = Records(request.output)
-    _say_skipped(tasks.faults, "broken lines")
+    say_skipped(tasks.faults, "broken lines")
     device = pick_device(request.device)
     folder = find_folder(request.model, quiet=False)
     tokenizer, model = load(folder, request.dtype, device)
@@ -93,7 +93,7 @@ def evaluate(request: Request) -> int:
         if request.longbench is not None:
             items = tuple(cut_prompts(subject, items, request.max_length))
         evaluation = Evaluation(subject, items, contenders, records, model_digest(folder), setting)
-    _say_skipped(evaluation.skipped, "items")
+    say_skipped(evaluation.skipped, "items")
     if not evaluation.items:
         raise CommandError("expected an item that fits the model's context, got none")
     _run(evaluation, request.output)
@@ -137,13 +137,6 @@ def _shown_item(name: str | None, items: Sequence[Item]) -> Item | None:
         if item.id == name:
             return item
     raise CommandError(f"--page: expected the id of an item that is run, got {name!r}")
-
-
-def _say_skipped(faults: Sequence[str], what: str) -> None:
-    for fault in faults[:_SHOWN_FAULTS]:
-        print(f"lazyllm-ext: skipped: {fault}", file=sys.stderr)
-    if faults:
-        print(f"lazyllm-ext: {what} skipped: {len(faults)}", file=sys.stderr)
 
 
 def _run(evaluation: Evaluation, output: Path) -> None:

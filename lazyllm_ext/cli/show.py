@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,16 @@ if TYPE_CHECKING:
     from lazyllm_ext.hf import Report
 
     from .generate import Answer
+
+_SHOWN_FAULTS = 10
+
+
+def say_skipped(faults: Sequence[str], what: str) -> None:
+    """What of the input was passed over, on stderr: the first ones, and how many."""
+    for fault in faults[:_SHOWN_FAULTS]:
+        print(f"lazyllm-ext: skipped: {fault}", file=sys.stderr)
+    if faults:
+        print(f"lazyllm-ext: {what} skipped: {len(faults)}", file=sys.stderr)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,8 +27,7 @@ from lazyllm_ext.tune.tuner import Progress as Report
 
 from .errors import CommandError, as_input_error
 from .loading import find_folder, load, pick_device
-
-_SHOWN_FAULTS = 10
+from .show import say_skipped
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ def run(request: Request) -> int:
         if request.report is not None:
             require_matplotlib()
         prompts = read_prompts(request.prompts)
-    _say_skipped(prompts.faults)
+    say_skipped(prompts.faults, "prompts")
     device = pick_device(request.device)
     folder = find_folder(request.model, quiet=False)
     tokenizer, model = load(folder, request.dtype, device)
@@ -67,7 +65,7 @@ def run(request: Request) -> int:
         subject = Subject(model, tokenizer, chat=request.chat)
         items = prompts.items[: request.limit]
         tuning = tune(subject, items, request.wish, f"tuned-{folder.name}", progress)
-    _say_skipped(tuning.skipped)
+    say_skipped(tuning.skipped, "prompts")
     _show(tuning)
     title = f"{folder.name}, {str(model.dtype).removeprefix('torch.')}, {model.device.type}"
     with as_input_error(ValueError):
@@ -77,13 +75,6 @@ def run(request: Request) -> int:
             written += write_report(tuning, title, request.report)
     print("Written: " + ", ".join(map(str, written)))
     return 0
-
-
-def _say_skipped(faults: list[str] | tuple[str, ...]) -> None:
-    for fault in faults[:_SHOWN_FAULTS]:
-        print(f"lazyllm-ext: skipped: {fault}", file=sys.stderr)
-    if faults:
-        print(f"lazyllm-ext: prompts skipped: {len(faults)}", file=sys.stderr)
 
 
 @contextmanager

@@ -17,7 +17,8 @@ from .tasks import Item
 
 DEPTH = 0.25
 # How `balanced` scores, and so a stronger baseline than the paper's last query alone.
-WINDOW, POOL, PROTECT_FIRST = 32, 7, 4
+_BALANCED = PruningSchedule.load("balanced")
+WINDOW, POOL, PROTECT_FIRST = _BALANCED.window, _BALANCED.pool, _BALANCED.protect_first
 
 
 def static_prune(subject: Subject, item: Item, prompt: Prompt, keep: float) -> Reduction:

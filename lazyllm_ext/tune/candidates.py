@@ -12,9 +12,9 @@ from torch import nn
 
 from lazyllm_ext.cost import prefill_operations
 from lazyllm_ext.decoder import LazyDecoder, LazyLayer
+from lazyllm_ext.evaluation.static import POOL, PROTECT_FIRST, WINDOW
 from lazyllm_ext.schedule import Boundary, PruningSchedule
 
-WINDOW, POOL, PROTECT_FIRST = 32, 7, 4
 KEEPS = (0.75, 0.55, 0.4, 0.3, 0.2, 0.15, 0.1, 0.05)
 
 

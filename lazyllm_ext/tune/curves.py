@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .candidates import POOL, PROTECT_FIRST, WINDOW
+from lazyllm_ext.evaluation.static import POOL, PROTECT_FIRST, WINDOW
 
 KEEP = 0.2
 TOP_TOKENS = 64

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from lazyllm_ext.decoder import LazyDecoder
+from lazyllm_ext.evaluation.static import WINDOW
 from lazyllm_ext.schedule import Boundary, PruningSchedule
 
-from .candidates import WINDOW
 from .curves import Recall, recalls
 
 

@@ -8,7 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .candidates import POOL, PROTECT_FIRST, WINDOW
+from lazyllm_ext.evaluation.static import POOL, PROTECT_FIRST, WINDOW
+
 from .curves import KEEP, TOP_TOKENS
 from .trial import Outcome
 from .tuner import Trial, Tuning

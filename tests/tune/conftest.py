@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from cli.conftest import chat_folder, folder, run
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from evaluation.conftest import one_thread, subject
 
-from lazyllm_ext.evaluation import Item, Subject
+from lazyllm_ext.evaluation import Item
 from lazyllm_ext.tune import read_prompts
 
-__all__ = ["chat_folder", "folder", "run"]  # fixtures
+__all__ = ["chat_folder", "folder", "one_thread", "run", "subject"]  # fixtures
 
 # 160 to 190 tokens, one for each byte.
 _TOWNS = ("Rome", "Oslo", "Lima", "Bern")
@@ -24,21 +22,6 @@ _TEXT = (
     "Nobody in {town} has ever seen him awake.\n"
     "Question: where does Tom the cat live?\nAnswer:"
 )
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="session")
-def subject(folder: Path) -> Subject:
-    """The tiny Llama of 5 layers."""
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    return Subject(model, AutoTokenizer.from_pretrained(folder))
 
 
 @pytest.fixture
