@@ -18,8 +18,10 @@ from typing import Any, TypeGuard
 
 from .schedule_fields import decode, integer, known, number, one_of, shown
 
-_BOUNDARY_FIELDS = ("layer", "depth", "keep", "percentile", "tokens")
-_RULES = ("window", "pool", "protect_first", "max_revive", "min_tokens")
+_BOUNDARY_FIELDS = ("layer", "depth", "keep", "percentile", "tokens", "heads")
+_RULES = (
+    "window", "pool", "protect_first", "over_heads", "accumulate", "max_revive", "min_tokens",
+)  # fmt: skip
 _SCHEDULE_FIELDS = ("name", "boundaries", *_RULES, "models")
 
 
@@ -34,6 +36,7 @@ class Boundary:
         depth: 0–1; the full-attention layer nearest to round(depth · layers), the later on a tie.
         keep: 0 < keep ≤ 1, the part of the whole context that stays.
         tokens: how many tokens stay, at least 1.
+        heads: numbers of the query heads whose attention scores here; None is all of them.
 
     Raises:
         ValueError: a field is missing, given twice over, of the wrong type or out of range.
@@ -43,6 +46,7 @@ class Boundary:
     depth: float | None = None
     keep: float | None = None
     tokens: int | None = None
+    heads: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if one_of(vars(self), ("layer", "depth"), "boundary") == "layer":
@@ -60,6 +64,8 @@ class Boundary:
             if not 0 < keep <= 1:
                 raise ValueError(f"boundary: keep: expected {expected}, got {shown(self.keep)}")
             self._set("keep", keep)
+        if self.heads is not None:
+            self._set("heads", _heads(self.heads))
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)  # the one way to normalize a frozen dataclass
@@ -78,9 +84,12 @@ class ResolvedSchedule:
         layers: layer numbers, strictly ascending, full-attention layers, none of them the last.
         keeps: part of the context that stays; 1.0 where a budget rules.
         budgets: tokens that stay; -1 where a keep rules.
+        heads: numbers of the query heads that score; empty for all of them.
         window: queries whose attention is the importance (w of docs/schedules.md).
         pool: odd width of the max-pooling over token indices.
         protect_first: first tokens that are never dropped.
+        over_heads: "mean" or "max".
+        accumulate: whether a boundary's scores include those of the boundaries before it.
         max_revive: most revivals per step, sequence and boundary; -1 for no bound.
         min_tokens: shorter contexts are not pruned.
     """
@@ -88,9 +97,12 @@ class ResolvedSchedule:
     layers: tuple[int, ...] = ()
     keeps: tuple[float, ...] = ()
     budgets: tuple[int, ...] = ()
+    heads: tuple[tuple[int, ...], ...] = ()
     window: int = 1
     pool: int = 1
     protect_first: int = 0
+    over_heads: str = "mean"
+    accumulate: bool = False
     max_revive: int = -1
     min_tokens: int = 0
 
@@ -107,6 +119,10 @@ class PruningSchedule:
         window: last queries of a step whose attention is averaged, at least 1.
         pool: odd width over which importance is max-pooled, at least 1.
         protect_first: first tokens of a sequence that are never dropped.
+        over_heads: "mean", or "max" for the head that attends most to a token, of the sums over the
+            window's queries.
+        accumulate: whether a boundary's scores include those of the boundaries before it, of the
+            same step.
         max_revive: most dropped tokens that a step computes after all, per sequence and boundary;
             None for no bound, 0 for none.
         min_tokens: contexts shorter than this are not pruned.
@@ -121,6 +137,8 @@ class PruningSchedule:
     window: int = 1
     pool: int = 1
     protect_first: int = 0
+    over_heads: str = "mean"
+    accumulate: bool = False
     max_revive: int | None = None
     min_tokens: int = 0
     name: str | None = None
@@ -142,6 +160,12 @@ class PruningSchedule:
         if integer(self.pool, f"{where}: pool", 1, "an odd number") % 2 == 0:
             raise ValueError(f"{where}: pool: expected an odd number, got {self.pool}")
         integer(self.protect_first, f"{where}: protect_first", 0, "a number of tokens")
+        if self.over_heads not in ("mean", "max"):
+            got = shown(self.over_heads)
+            raise ValueError(f'{where}: over_heads: expected "mean" or "max", got {got}')
+        if not isinstance(self.accumulate, bool):
+            got = shown(self.accumulate)
+            raise ValueError(f"{where}: accumulate: expected true or false, got {got}")
         if self.max_revive is not None:
             integer(self.max_revive, f"{where}: max_revive", 0, "null or a number of tokens")
         integer(self.min_tokens, f"{where}: min_tokens", 0, "a number of tokens")
@@ -206,7 +230,11 @@ class PruningSchedule:
         """The schedule as JSON writes it; `from_dict` gives an equal one back."""
         data: dict[str, Any] = {} if self.name is None else {"name": self.name}
         data["boundaries"] = [
-            {name: value for name, value in vars(boundary).items() if value is not None}
+            {
+                name: list(value) if name == "heads" else value
+                for name, value in vars(boundary).items()
+                if value is not None
+            }
             for boundary in self.boundaries
         ]
         data.update({name: getattr(self, name) for name in _RULES})
@@ -223,13 +251,15 @@ class PruningSchedule:
 
         Args:
             model_id: a hub id or a folder. An entry's key matches it, or the last part of its path,
-                whatever the case.
+                whatever the case; and a name that goes on after the key with `-`, `_` or `.`, as
+                those of variants and fine-tuned models do. The longest key wins.
         """
         if model_id:
             whole = model_id.replace("\\", "/").rstrip("/").lower()
-            for key, entry in self.models.items():
-                if key.lower() in (whole, whole.rsplit("/", 1)[-1]):
-                    return entry
+            for key, entry in sorted(self.models.items(), key=lambda item: -len(item[0])):
+                for name in (whole, whole.rsplit("/", 1)[-1]):
+                    if name.startswith(key.lower()) and name[len(key) : len(key) + 1] in "-_.":
+                        return entry
         return self
 
     def resolve(
@@ -267,9 +297,12 @@ class PruningSchedule:
             layers=tuple(layer for layer, _ in placed),
             keeps=tuple(1.0 if b.keep is None else b.keep for _, b in placed),
             budgets=tuple(-1 if b.tokens is None else b.tokens for _, b in placed),
+            heads=tuple(b.heads or () for _, b in placed),
             window=schedule.window,
             pool=schedule.pool,
             protect_first=schedule.protect_first,
+            over_heads=schedule.over_heads,
+            accumulate=schedule.accumulate,
             max_revive=-1 if schedule.max_revive is None else schedule.max_revive,
             min_tokens=schedule.min_tokens,
         )
@@ -284,6 +317,16 @@ def shipped_schedules() -> tuple[str, ...]:
 def _is_text(source: str | os.PathLike[str]) -> TypeGuard[str]:
     """Whether this is JSON itself, and no name of something that holds it."""
     return isinstance(source, str) and source.lstrip()[:1] in ("{", "[")
+
+
+def _heads(heads: Any) -> tuple[int, ...]:
+    """Numbers of heads, ascending; ValueError for anything but at least one, each once."""
+    if not isinstance(heads, Sequence) or isinstance(heads, str) or not heads:
+        raise ValueError(f"boundary: heads: expected a list of head numbers, got {shown(heads)}")
+    numbers = [integer(head, "boundary: heads", 0, "head numbers") for head in heads]
+    if len(set(numbers)) < len(numbers):
+        raise ValueError(f"boundary: heads: expected each number once, got {shown(list(heads))}")
+    return tuple(sorted(numbers))
 
 
 def _check_order(boundaries: Sequence[Boundary], where: str) -> None:

@@ -100,7 +100,8 @@ class Oracle:
     Args:
         model: a transformers causal language model of a supported family.
         schedule: anything with the fields of a resolved schedule: layers, keeps, budgets (-1:
-            none), window, pool, protect_first, max_revive (-1: unbounded), min_tokens.
+            none), heads (empty: all), window, pool, protect_first, over_heads, accumulate,
+            max_revive (-1: unbounded), min_tokens.
 
     Attributes, lists by s (place 0 stands for no boundary):
         active: A_0 … A_S of the last step, ascending.
@@ -225,7 +226,7 @@ class Oracle:
     ) -> None:
         """Rule 2: the importance vector, from the attention of the last w new tokens."""
         window, count = self.schedule.window, len(new)
-        total = torch.zeros(self.n)  # Σ p_i
+        total = torch.zeros(block.heads, self.n)  # Σ p_i of each head
         for i in new[-window:]:
             x = block.input_norm(rows[i].unsqueeze(0))
             query = block.queries(x, [self.position[i]])[0]
@@ -233,7 +234,14 @@ class Oracle:
             logits = block.attention_logits(
                 query, _stacked(self.stored[number][j][0] for j in seen)
             )
-            total[seen] += _probabilities(query, logits).mean(dim=0)
+            total[:, seen] += _probabilities(query, logits)
+        if self.schedule.heads and self.schedule.heads[s - 1]:
+            total = total[list(self.schedule.heads[s - 1])]
+        total = total.amax(dim=0) if self.schedule.over_heads == "max" else total.mean(dim=0)
+        if self.schedule.accumulate:
+            if s > 1:
+                total[active] += self._scored[active]
+            self._scored = total
         old = torch.cat([self.importance[s], torch.zeros(count)])
         if count < window:
             self.importance[s] = (1 - count / window) * old + total / window

@@ -35,18 +35,20 @@ def test_omitted_fields_are_the_papers():
     schedule = PruningSchedule.from_dict(one())
     assert schedule == PruningSchedule(boundaries=(Boundary(layer=3, keep=0.5),))
     assert schedule.resolve(FULL_30) == ResolvedSchedule(
-        layers=(3,), keeps=(0.5,), budgets=(-1,), window=1, pool=1, protect_first=0,
-        max_revive=-1, min_tokens=0,
+        layers=(3,), keeps=(0.5,), budgets=(-1,), heads=((),), window=1, pool=1, protect_first=0,
+        over_heads="mean", accumulate=False, max_revive=-1, min_tokens=0,
     )  # fmt: skip
 
 
 def test_every_field_arrives():
     text = """{
-        "name": "mine", "boundaries": [{"depth": 0.5, "keep": 1}, {"layer": 20, "tokens": 64}],
-        "window": 32, "pool": 7, "protect_first": 4, "max_revive": 0, "min_tokens": 512}"""
+        "name": "mine",
+        "boundaries": [{"depth": 0.5, "keep": 1}, {"layer": 20, "tokens": 64, "heads": [5, 2]}],
+        "window": 32, "pool": 7, "protect_first": 4, "over_heads": "max", "accumulate": true,
+        "max_revive": 0, "min_tokens": 512}"""
     assert PruningSchedule.from_json(text).resolve(FULL_30) == ResolvedSchedule(
-        layers=(15, 20), keeps=(1.0, 1.0), budgets=(-1, 64), window=32, pool=7, protect_first=4,
-        max_revive=0, min_tokens=512,
+        layers=(15, 20), keeps=(1.0, 1.0), budgets=(-1, 64), heads=((), (2, 5)), window=32, pool=7,
+        protect_first=4, over_heads="max", accumulate=True, max_revive=0, min_tokens=512,
     )  # fmt: skip
 
 
@@ -102,12 +104,18 @@ def schedules(draw: st.DrawFn) -> PruningSchedule:
     budgets = draw(st.lists(st.booleans(), min_size=len(layers), max_size=len(layers)))
     return PruningSchedule(
         boundaries=tuple(
-            Boundary(layer=layer, tokens=budget) if by_budget else Boundary(layer=layer, keep=keep)
+            Boundary(
+                layer=layer,
+                **({"tokens": budget} if by_budget else {"keep": keep}),
+                heads=draw(st.none() | st.sets(numbers, min_size=1).map(tuple)),
+            )
             for layer, keep, by_budget in zip(layers, keeps, budgets, strict=True)
         ),
         window=draw(st.integers(1, 100)),
         pool=draw(st.integers(0, 20)) * 2 + 1,
         protect_first=draw(numbers),
+        over_heads=draw(st.sampled_from(["mean", "max"])),
+        accumulate=draw(st.booleans()),
         max_revive=draw(st.none() | numbers),
         min_tokens=draw(numbers),
         name=draw(st.none() | st.text()),
@@ -141,7 +149,7 @@ BAD = {
     "unknown field": (one(windows=3), "min_tokens, models, got 'windows'"),
     "unknown boundary field": (
         many({"layer": 3, "keep": 0.5, "ratio": 1}),
-        "expected only the fields layer, depth, keep, percentile, tokens, got 'ratio'",
+        "expected only the fields layer, depth, keep, percentile, tokens, heads, got 'ratio'",
     ),
     "boundaries no list": ({"boundaries": {"layer": 3}}, "boundaries: expected a list"),
     "boundary no object": (many(3), "boundaries[0]: expected an object, got 3"),
@@ -223,6 +231,24 @@ BAD = {
     "window null": (one(window=None), "window: expected a number of queries, got None"),
     "window a float": (one(window=2.5), "window: expected a number of queries, got 2.5"),
     "protect_first negative": (one(protect_first=-1), "protect_first: expected a number of tokens"),
+    "over_heads": (one(over_heads="sum"), 'over_heads: expected "mean" or "max", got \'sum\''),
+    "accumulate": (one(accumulate=1), "accumulate: expected true or false, got 1"),
+    "heads no list": (
+        many({"layer": 3, "keep": 0.5, "heads": 2}),
+        "boundaries[0]: heads: expected a list of head numbers, got 2",
+    ),
+    "no heads": (
+        many({"layer": 3, "keep": 0.5, "heads": []}),
+        "boundaries[0]: heads: expected a list of head numbers, got []",
+    ),
+    "a head twice": (
+        many({"layer": 3, "keep": 0.5, "heads": [2, 2]}),
+        "boundaries[0]: heads: expected each number once, got [2, 2]",
+    ),
+    "no head number": (
+        many({"layer": 3, "keep": 0.5, "heads": [-1]}),
+        "boundaries[0]: heads: expected head numbers",
+    ),
     "max_revive negative": (one(max_revive=-1), "max_revive: expected null or a number of tokens"),
     "min_tokens a bool": (
         one(min_tokens=True),
@@ -348,12 +374,21 @@ def test_layer_and_depth_out_of_order(second: dict[str, int]):
         schedule.resolve(FULL_30)
 
 
+def test_the_longest_key_that_fits_a_model_wins():
+    entries = {"Qwen2.5-Coder": one(pool=3), "Qwen2.5-Coder-0.5B": one(pool=5), "Qwen2.5": one()}
+    schedule = PruningSchedule.from_dict(one(models=entries))
+    assert schedule.for_model("Qwen/Qwen2.5-Coder-0.5B-Instruct").pool == 5
+    assert schedule.for_model("Qwen/Qwen2.5-Coder-7B").pool == 3
+
+
 def test_entry_for_a_known_model_replaces_the_general_schedule():
     entry = many({"layer": 5, "keep": 0.1})
     schedule = PruningSchedule.from_dict(one(window=8, models={"SmolLM2-135M": entry}))
     for known in ("smollm2-135m", "/models/SmolLM2-135M/", "hub/SmolLM2-135M", "C:\\SmolLM2-135M"):
         assert schedule.for_model(known) == PruningSchedule.from_dict(entry)
         assert schedule.resolve(FULL_30, known).layers == (5,)
-    for unknown in (None, "", "smollm2-360m", "smollm2-135m/other"):
+    for variant in ("HuggingFaceTB/SmolLM2-135M-Instruct", "smollm2-135m_mine", "smollm2-135m.v2"):
+        assert schedule.for_model(variant) == PruningSchedule.from_dict(entry)
+    for unknown in (None, "", "smollm2-360m", "smollm2-135m/other", "smollm2-135mini"):
         assert schedule.for_model(unknown) is schedule
         assert schedule.resolve(FULL_30, unknown).layers == (3,)

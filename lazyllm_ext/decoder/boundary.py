@@ -25,6 +25,7 @@ class Boundary(NamedTuple):
     number: int  # 0 … S-1; rows that pass enter stage number + 1
     keep: float
     budget: int  # absolute number of tokens instead of keep; -1: none
+    heads: List[int]  # query heads that score; empty: all
     pool: int
     protect_first: int
     max_revive: int  # -1: unbounded

@@ -12,6 +12,7 @@ from .boundary import Boundary, cross_, update_importance_
 from .layer import LazyLayer
 from .modules import Projection
 from .rows import Rows, all_keys, begin_step, last_protected, pick, rows_of_tail
+from .scoring import add_carried, score
 
 
 class LazyDecoder(nn.Module):
@@ -52,16 +53,20 @@ class LazyDecoder(nn.Module):
         self.logit_softcap, self.checked = logit_softcap, checked
         self.num_layers = len(layers)
         self.window = schedule.window
+        self.over_heads, self.accumulate = schedule.over_heads, schedule.accumulate
         self.bounded = schedule.max_revive >= 0
         self.boundary_at = [-1] * len(layers)
         self.boundaries = []
         for number, layer in enumerate(schedule.layers):
             self.boundary_at[layer] = number
+            heads = schedule.heads[number] if schedule.heads else ()
+            _check_heads(heads, layer, layers[layer].num_heads)
             self.boundaries.append(
                 Boundary(
                     number,
                     schedule.keeps[number],
                     schedule.budgets[number],
+                    list(heads),
                     schedule.pool,
                     schedule.protect_first,
                     schedule.max_revive,
@@ -169,6 +174,7 @@ class LazyDecoder(nn.Module):
         slots = enter_stage_(state, self.spec, 0, rows.place)
         keys = all_keys(state, new_counts, step.fixed)
         cos, sin = self._rotations(state, rows, hidden)
+        carried = torch.zeros([0], dtype=torch.float32, device=hidden.device)
         for number, layer in enumerate(self.layers):
             x = layer.input_norm(hidden)
             key, value = layer.key_value(x, cos[layer.rope], sin[layer.rope])
@@ -184,22 +190,22 @@ class LazyDecoder(nn.Module):
                     cos[layer.rope].index_select(0, where),
                     sin[layer.rope].index_select(0, where),
                 )
-                index = rows.index.index_select(0, where)
-                scored = torch.ops.lazyllm.token_importance(
+                scored = score(
                     queries,
-                    index,
-                    step.window.offsets,
+                    pick(rows, where, step.window.offsets),
                     state.keys[number],
-                    keys.slots,
-                    keys.index,
-                    keys.offsets,
+                    keys,
                     layer.scale,
                     layer.softcap,
+                    self.boundaries[boundary].heads,
+                    self.over_heads,
                 )
                 if self.checked:
                     _refuse_nan(scored, "importance", number)
                 if not torch.jit.is_scripting() and self.on_importance is not None:
                     scored = self.on_importance(boundary, scored)
+                if self.accumulate:
+                    scored, carried = add_carried(scored, carried, keys, state.importance[boundary])
                 update_importance_(state, boundary, step, keys, scored, self.window)
                 keys, rows, hidden, slots = cross_(
                     state, self.spec, self.boundaries[boundary], step, keys, rows, hidden
@@ -253,6 +259,15 @@ class LazyDecoder(nn.Module):
         if self.checked:
             _refuse_nan(logits, "logits", self.num_layers - 1)
         return logits
+
+
+def _check_heads(heads: Tuple[int, ...], layer: int, num_heads: int) -> None:
+    for head in heads:
+        if head >= num_heads:
+            raise ValueError(
+                f"schedule: layer {layer}: heads: expected numbers of query heads, 0 to "
+                f"{num_heads - 1}, got {head}"
+            )
 
 
 def _refuse_nan(values: Tensor, what: str, layer: int) -> None:

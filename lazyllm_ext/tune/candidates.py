@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -71,18 +71,11 @@ def tail(dense: LazyDecoder, schedule: PruningSchedule, first: int) -> LazyDecod
     """
     layers: list[LazyLayer] = list(dense.layers)  # type: ignore[arg-type]
     moved = tuple(
-        Boundary(layer=boundary.layer - first, keep=boundary.keep)
+        replace(boundary, layer=boundary.layer - first)
         for boundary in schedule.boundaries
         if boundary.layer is not None
     )
-    own = PruningSchedule(
-        moved,
-        window=schedule.window,
-        pool=schedule.pool,
-        protect_first=schedule.protect_first,
-        max_revive=schedule.max_revive,
-        min_tokens=schedule.min_tokens,
-    )
+    own = replace(schedule, boundaries=moved)
     return LazyDecoder(
         embed=nn.Identity(),
         layers=layers[first:],

@@ -100,14 +100,19 @@ def schedules(draw: Any, layers: list[int], revive: Any = None) -> PruningSchedu
     boundaries = []
     for layer, keep, budget in zip(sorted(chosen), keeps, budgets, strict=True):
         by_budget = draw(st.sampled_from([False, False, True]))
+        heads = draw(st.sampled_from([None, None, (0,), (1, 3)]))
         boundaries.append(
-            Boundary(layer=layer, tokens=budget) if by_budget else Boundary(layer=layer, keep=keep)
+            Boundary(layer=layer, tokens=budget, heads=heads)
+            if by_budget
+            else Boundary(layer=layer, keep=keep, heads=heads)
         )
     return PruningSchedule(
         tuple(boundaries),
         window=draw(st.integers(1, 8)),
         pool=draw(st.sampled_from([1, 3, 5])),
         protect_first=draw(st.sampled_from([0, 0, 1, 4])),
+        over_heads=draw(st.sampled_from(["mean", "mean", "max"])),
+        accumulate=draw(st.sampled_from([False, False, True])),
         max_revive=draw(_REVIVE if revive is None else revive),
         min_tokens=draw(st.sampled_from([0, 0, 0, 8, 30])),
     )
