@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,8 +18,7 @@ from .tasks import Item
 
 DEPTH = 0.25
 # How `balanced` scores, and so a stronger baseline than the paper's last query alone.
-_BALANCED = PruningSchedule.load("balanced")
-WINDOW, POOL, PROTECT_FIRST = _BALANCED.window, _BALANCED.pool, _BALANCED.protect_first
+SCORING = replace(PruningSchedule.load("balanced"), name=None, boundaries=(), models={})
 
 
 def static_prune(subject: Subject, item: Item, prompt: Prompt, keep: float) -> Reduction:
@@ -50,7 +50,7 @@ def _first_layers(subject: Subject, keep: float) -> LazyDecoder:
     """A decoder that ends one layer after the boundary: an ordinary one cannot stop early."""
     whole: Any = subject.dense_decoder  # its layers are plain modules to a type checker
     boundary = Boundary(depth=DEPTH, keep=keep)
-    schedule = PruningSchedule((boundary,), WINDOW, POOL, PROTECT_FIRST)
+    schedule = replace(SCORING, boundaries=(boundary,))
     resolved = schedule.resolve([layer.window == 0 for layer in whole.layers])
     return LazyDecoder(
         embed=whole.embed,

@@ -12,7 +12,7 @@ from torch import nn
 
 from lazyllm_ext.cost import prefill_operations
 from lazyllm_ext.decoder import LazyDecoder, LazyLayer
-from lazyllm_ext.evaluation.static import POOL, PROTECT_FIRST, WINDOW
+from lazyllm_ext.evaluation.static import SCORING
 from lazyllm_ext.schedule import Boundary, PruningSchedule
 
 KEEPS = (0.75, 0.55, 0.4, 0.3, 0.2, 0.15, 0.1, 0.05)
@@ -29,14 +29,8 @@ class Candidate:
 
     def schedule(self, name: str | None = None, min_tokens: int = 0) -> PruningSchedule:
         """The whole schedule, with scores as they are tuned: a window of queries, pooled."""
-        return PruningSchedule(
-            tuple(Boundary(layer=layer, keep=keep) for layer, keep in self.boundaries),
-            window=WINDOW,
-            pool=POOL,
-            protect_first=PROTECT_FIRST,
-            min_tokens=min_tokens,
-            name=name,
-        )
+        boundaries = tuple(Boundary(layer=layer, keep=keep) for layer, keep in self.boundaries)
+        return replace(SCORING, boundaries=boundaries, min_tokens=min_tokens, name=name)
 
 
 def grid(
@@ -94,8 +88,9 @@ def operations(dense: LazyDecoder, candidate: Candidate, tokens: int) -> int:
     See `lazyllm_ext.cost.prefill_operations`.
     """
     active = []
+    protected = SCORING.window + SCORING.protect_first
     count = tokens
     for _, keep in candidate.boundaries:
-        count = min(count, max(WINDOW + PROTECT_FIRST, math.ceil(keep * tokens - 1e-9)))
+        count = min(count, max(protected, math.ceil(keep * tokens - 1e-9)))
         active.append(torch.linspace(0, tokens - 1, count).round().long())
     return prefill_operations(tail(dense, candidate.schedule(), 0), tokens, active).total

@@ -8,12 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lazyllm_ext.evaluation.static import POOL, PROTECT_FIRST, WINDOW
+from lazyllm_ext.evaluation.static import SCORING
 
 KEEP = 0.2
 TOP_TOKENS = 64
 MOST_LAYERS = 6
 _APART = 2
+# In the first layers attention follows place and syntax, whatever is asked: that later layers look
+# at what it finds says nothing there.
+_EARLIEST = 0.2
 
 
 @dataclass(frozen=True)
@@ -45,14 +48,15 @@ def recalls(scores: Mapping[int, Tensor], attention: Mapping[int, Tensor]) -> li
     """
     layers = sorted(scores)
     tokens = scores[layers[0]].numel() if layers else 0
-    free = slice(PROTECT_FIRST, max(PROTECT_FIRST, tokens - WINDOW))
+    first, last = SCORING.protect_first, SCORING.window
+    free = slice(first, max(first, tokens - last))
     curve: list[Recall] = []
-    if tokens <= PROTECT_FIRST + WINDOW:
+    if tokens <= first + last:
         return curve
     for place, layer in enumerate(layers[:-1]):
         later = torch.stack([attention[other] for other in layers[place + 1 :]]).sum(0)[free]
         pooled = torch.nn.functional.max_pool1d(
-            scores[layer][None, None], POOL, stride=1, padding=POOL // 2
+            scores[layer][None, None], SCORING.pool, stride=1, padding=SCORING.pool // 2
         )[0, 0, free]
         found = torch.zeros_like(later)
         found[_best(pooled, max(1, round(KEEP * later.numel())))] = 1.0
@@ -80,8 +84,8 @@ def mean_curve(curves: Sequence[Sequence[Recall]]) -> list[Recall]:
     ]
 
 
-def choose_layers(curve: Sequence[Recall], most: int = MOST_LAYERS) -> list[int]:
-    """The layers worth a boundary, ascending.
+def choose_layers(curve: Sequence[Recall], num_layers: int, most: int = MOST_LAYERS) -> list[int]:
+    """The layers worth a boundary, ascending; none in the first fifth of the depth.
 
     An early layer saves most, and one that finds more is worth waiting for: so for each of `most`
     equal steps between the worst and the best recall, the earliest layer that reaches it. Where
@@ -92,7 +96,10 @@ def choose_layers(curve: Sequence[Recall], most: int = MOST_LAYERS) -> list[int]
 
     Args:
         curve: in the order of the layers.
+        num_layers: of the model.
     """
+    deep = [recall for recall in curve if recall.layer >= _EARLIEST * num_layers]
+    curve = deep or curve  # a model may have no other layers
     if not curve:
         return []
     low, high = min(r.top for r in curve), max(r.top for r in curve)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lazyllm_ext.decoder import LazyDecoder
-from lazyllm_ext.evaluation.static import WINDOW
+from lazyllm_ext.evaluation.static import SCORING
 from lazyllm_ext.schedule import Boundary, PruningSchedule
 
 from .curves import Recall, recalls
@@ -67,7 +67,7 @@ class DenseModel:
                 f"{dense.num_layers} layers without one"
             )
         boundaries = tuple(Boundary(layer=layer, keep=1.0) for layer in self.layers)
-        self.decoder = LazyDecoder.from_model(model, PruningSchedule(boundaries, window=WINDOW))
+        self.decoder = LazyDecoder.from_model(model, replace(SCORING, boundaries=boundaries))
 
     @torch.no_grad()
     def reference(
@@ -89,7 +89,7 @@ class DenseModel:
         def on_importance(boundary: int, scored: Tensor) -> Tensor:
             layer, mine = self.layers[boundary], scored[:count].cpu()
             if layer not in scores:  # the prompt's own last queries
-                scores[layer] = mine / WINDOW
+                scores[layer] = mine / SCORING.window
             else:
                 attention[layer] = attention.get(layer, torch.zeros(count)) + mine
             return scored

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lazyllm_ext.evaluation.static import POOL, PROTECT_FIRST, WINDOW
+from lazyllm_ext.evaluation.static import SCORING
 
 from .curves import KEEP, TOP_TOKENS
 from .trial import Outcome
@@ -42,9 +42,10 @@ def sentences(tuning: Tuning) -> list[str]:
     if tuned is None or checked is None:
         why = f"none of the {len(tuning.trials)} schedules that were run is within {asked}"
         if not tuning.layers:
+            protected = SCORING.window + SCORING.protect_first
             why = (
-                f"expected a prompt of more than {WINDOW + PROTECT_FIRST} tokens, and layers to "
-                "choose from, for a boundary"
+                f"expected a prompt of more than {protected} tokens, and layers to choose from, "
+                "for a boundary"
             )
         elif not tuning.trials:
             why = "no schedule spares enough to be run"
@@ -117,8 +118,9 @@ def _tried(tuning: Tuning) -> list[str]:
         rows.append([str(trial.candidate), ratio, kl, agreement, first, prompts, verdict])
     table = _table(["boundaries (layer: keep)", *_MEASURES, "prompts", ""], rows)
     return [
-        f"{len(tuning.trials)} schedules, with a window of {WINDOW} queries, pooled over {POOL}, "
-        f"and the first {PROTECT_FIRST} tokens protected. One is given up as soon as its mean over "
+        f"{len(tuning.trials)} schedules, with a window of {SCORING.window} queries, the "
+        f"{SCORING.over_heads} over heads, pooled over {SCORING.pool}, and the first "
+        f"{SCORING.protect_first} tokens protected. One is given up as soon as its mean over "
         "all prompts must be over the bound; its KL is then a lower bound of the mean, and the "
         "other figures are of the prompts it was run on.",
         "",

@@ -233,7 +233,8 @@ def _references(
         references.append(dense.reference(ids, wish.new_tokens, subject.stop, layers))
         bar.step(f"dense model, prompt {number} of {len(prompts)}")
         if number == min(_PILOT, len(prompts)):
-            layers = choose_layers(mean_curve([reference.curve for reference in references]))
+            curve = mean_curve([reference.curve for reference in references])
+            layers = choose_layers(curve, dense.decoder.num_layers)
             for reference in references:
                 reference.keep_hidden(layers)
     return references, layers

@@ -114,10 +114,17 @@ class TestCurves:
     def test_earliest_layers_of_each_level(self):
         tops = (0.2, 0.21, 0.3, 0.5, 0.45, 0.8, 0.79, 0.7, 0.6)
         curve = [Recall(layer, 0.0, top) for layer, top in enumerate(tops)]
-        assert choose_layers(curve, 3) == [3, 5, 7]
-        assert choose_layers(curve, 1) == [5]
-        assert choose_layers([], 3) == []
-        assert choose_layers([Recall(layer, 0.5, 0.5) for layer in range(6)], 3) == [0, 2, 4]
+        assert choose_layers(curve, 10, 3) == [3, 5, 7]
+        assert choose_layers(curve, 10, 1) == [5]
+        assert choose_layers([], 10, 3) == []
+        flat = [Recall(layer, 0.5, 0.5) for layer in range(6)]
+        assert choose_layers(flat, 4, 3) == [1, 3, 5]
+        assert choose_layers(flat, 30, 3) == [0, 2, 4]  # none is deeper
+
+    def test_none_in_the_first_fifth(self):
+        """What early layers attend to later ones may too; it says nothing of what is asked."""
+        curve = [Recall(layer, 0.9, 0.9 if layer == 1 else 0.5) for layer in range(29)]
+        assert min(choose_layers(curve, 30)) == 6
 
 
 class TestTune:
