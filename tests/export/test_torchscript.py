@@ -27,10 +27,10 @@ TURNS = [random_ids(40, seed=1), random_ids(9, seed=2)]
 _TORCH_ALONE = """
 import json, sys
 import torch
-library, path, turns, new_tokens = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), int(sys.argv[4])
+library, path, turns, new_tokens, eos = sys.argv[1:]
+turns, new_tokens, eos = json.loads(turns), int(new_tokens), json.loads(eos)
 torch.ops.load_library(library)
 program = torch.jit.load(path)
-eos = json.loads(sys.argv[5])
 answers, unseen = [], []
 with torch.jit.optimized_execution(False):
     for turn in turns:
