@@ -3,6 +3,8 @@
 No postponed annotations here: TorchScript reads them.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -22,15 +24,25 @@ class Program(nn.Module):
         decoder: see `LazyDecoder.from_model(…, export=True)`.
         vocab_size: number of token ids.
         max_tokens: longest prompt with all that came before it; 0 for no limit.
+        eos_token_ids: tokens that end an answer; for whoever generates.
         batch: sequences of the conversation, until `reset` says otherwise.
     """
 
     state: LazyState
+    eos_token_ids: list[int]
 
-    def __init__(self, decoder: LazyDecoder, vocab_size: int, max_tokens: int = 0, batch: int = 1):
+    def __init__(
+        self,
+        decoder: LazyDecoder,
+        vocab_size: int,
+        max_tokens: int = 0,
+        eos_token_ids: Sequence[int] = (),
+        batch: int = 1,
+    ):
         super().__init__()
         self.decoder = decoder
         self.vocab_size, self.max_tokens = vocab_size, max_tokens
+        self.eos_token_ids = list(eos_token_ids)
         self.state = decoder.new_state(batch, decoder.embed.weight)
 
     @torch.jit.export

@@ -62,7 +62,9 @@ def torchscript(
     schedule = PruningSchedule.load(schedule)
     decoder = detached(LazyDecoder.from_model(model, schedule, export=True))
     description, files = describe("torchscript", model, schedule, decoder, tokenizer)
-    program = Program(decoder, description.vocab_size, description.max_tokens)
+    program = Program(
+        decoder, description.vocab_size, description.max_tokens, description.eos_token_ids
+    )
     say("compiling")
     with quiet():
         scripted = torch.jit.script(program)

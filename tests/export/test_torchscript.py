@@ -27,15 +27,15 @@ TURNS = [random_ids(40, seed=1), random_ids(9, seed=2)]
 _TORCH_ALONE = """
 import json, sys
 import torch
-library, path, turns, new_tokens, eos = sys.argv[1:]
-turns, new_tokens, eos = json.loads(turns), int(new_tokens), json.loads(eos)
+library, path, turns, new_tokens = sys.argv[1:]
+turns, new_tokens = json.loads(turns), int(new_tokens)
 torch.ops.load_library(library)
 program = torch.jit.load(path)
 answers, unseen = [], []
 with torch.jit.optimized_execution(False):
     for turn in turns:
         new, answer = unseen + turn, []
-        while len(answer) < new_tokens and not (answer and answer[-1] in eos):
+        while len(answer) < new_tokens and not (answer and answer[-1] in program.eos_token_ids):
             answer.append(int(program(torch.tensor(new), [len(new)], 1).argmax()))
             new = unseen = answer[-1:]
         answers.append(answer)
@@ -45,8 +45,7 @@ print(json.dumps(answers))
 
 
 def with_torch_alone(path: Path, turns: list[list[int]], new_tokens: int) -> list[list[int]]:
-    description, _ = export.loading.read(path)
-    arguments = [library_path(), path, json.dumps(turns), new_tokens, description.eos_token_ids]
+    arguments = [library_path(), path, json.dumps(turns), new_tokens]
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", _TORCH_ALONE, *map(str, arguments)],
         capture_output=True,
