@@ -1,4 +1,4 @@
-// Greedy answers from a TorchScript export, without Python.
+// Greedy answers from an export, without Python.
 //
 //   generate MODEL.pt [MAX_NEW_TOKENS [THREADS]]
 //
@@ -8,6 +8,7 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <torch/csrc/inductor/aoti_package/model_package_loader.h>
 #include <torch/csrc/jit/api/module.h>
 #include <torch/csrc/jit/runtime/graph_executor.h>
 #include <torch/csrc/jit/serialization/import.h>
@@ -18,10 +19,14 @@
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
+#include <filesystem>
+#include <fstream>
 #include <iostream>
+#include <memory>
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 namespace {
@@ -47,17 +52,84 @@ std::string sentence_of(const std::exception& error) {
   return kind == std::string::npos ? last : last.substr(kind + 7);
 }
 
+// The compiled decoding step of an export of format aoti, on the state of the program around it.
+class CompiledStep {
+ public:
+  CompiledStep(torch::jit::Module& program, const std::string& package) : program_(program) {
+    std::string folder = (std::filesystem::temp_directory_path() / "lazyllm-XXXXXX").string();
+    if (mkdtemp(folder.data()) == nullptr) throw std::runtime_error(folder + ": cannot be made");
+    const std::string file = folder + "/decode.pt2";
+    std::ofstream(file, std::ios::binary) << package;
+    loader_ = std::make_unique<torch::inductor::AOTIModelPackageLoader>(file);
+    std::filesystem::remove_all(folder);
+    std::unordered_map<std::string, at::Tensor> weights;
+    for (const auto& named : program.named_parameters()) weights[named.name] = named.value;
+    for (const auto& named : program.named_buffers()) weights[named.name] = named.value;
+    std::unordered_map<std::string, at::Tensor> used;
+    for (const std::string& name : loader_->get_constant_fqns()) used[name] = weights.at(name);
+    loader_->load_constants(used, /*use_inactive=*/false, /*check_full_update=*/true,
+                            /*user_managed=*/true);
+    columns_ = program.attr("columns").toInt();
+  }
+
+  bool fits(int64_t length) const { return 0 < length && length < columns_; }
+
+  // A step of the program ran, and may have replaced the stores.
+  void forget_room() { room_ = 0; }
+
+  at::Tensor operator()(const at::Tensor& ids, int64_t length) {
+    if (room_ == 0) {
+      room_ = std::min(columns_ - length, int64_t{64});
+      inputs_ = {ids};
+      const c10::IValue groups = program_.get_method("compiled_state")({room_});
+      for (const c10::IValue& group : groups.toListRef()) {
+        for (const at::Tensor& tensor : group.toTensorVector()) inputs_.push_back(tensor);
+      }
+    }
+    inputs_[0] = ids;
+    const at::Tensor logits = loader_->run(inputs_).at(0);
+    --room_;
+    program_.get_method("count_step")({});
+    return logits;
+  }
+
+ private:
+  torch::jit::Module& program_;
+  std::unique_ptr<torch::inductor::AOTIModelPackageLoader> loader_;
+  std::vector<at::Tensor> inputs_;
+  int64_t columns_ = 0;
+  int64_t room_ = 0;  // the stores have room for so many steps
+};
+
 class Program {
  public:
-  explicit Program(const std::string& path) : module_(load(path)) {
+  explicit Program(const std::string& path) {
+    torch::jit::ExtraFilesMap files{{"decode.pt2", ""}};
+    try {
+      module_ = torch::jit::load(path, std::nullopt, files);
+    } catch (const std::exception& error) {
+      throw std::runtime_error(path + ": expected an export: " + sentence_of(error));
+    }
+    if (!module_.find_method("warm_up").has_value()) {
+      throw std::runtime_error(path + ": expected an export of lazyllm-ext, got another program");
+    }
     module_.get_method("warm_up")({});  // what the first calls prepare
     eos_ = module_.attr("eos_token_ids").toIntVector();
+    if (const std::string& package = files["decode.pt2"]; !package.empty()) {
+      step_ = std::make_unique<CompiledStep>(module_, package);
+    }
   }
+  Program(const Program&) = delete;  // the step refers to the module
 
   // The likeliest token after all that came so far and these. ids: one or more.
   int64_t next(const Ids& ids) {
     const int64_t count = static_cast<int64_t>(ids.size());
+    const int64_t length = module_.get_method("lengths")({}).toIntVector().at(0);
     const at::Tensor rows = at::tensor(ids, at::kLong);
+    if (step_ && count == 1 && step_->fits(length)) {
+      return (*step_)(rows, length).argmax().item<int64_t>();
+    }
+    if (step_) step_->forget_room();
     return module_.forward({rows, c10::List<int64_t>({count}), int64_t{1}})
         .toTensor()
         .argmax()
@@ -79,18 +151,9 @@ class Program {
   Ids revived() { return module_.get_method("revived")({}).toIntVector(); }
 
  private:
-  static torch::jit::Module load(const std::string& path) {
-    try {
-      torch::jit::Module module = torch::jit::load(path);
-      if (module.find_method("warm_up").has_value()) return module;
-    } catch (const std::exception& error) {
-      throw std::runtime_error(path + ": expected an export: " + sentence_of(error));
-    }
-    throw std::runtime_error(path + ": expected an export of lazyllm-ext, got another program");
-  }
-
   torch::jit::Module module_;
   Ids eos_;
+  std::unique_ptr<CompiledStep> step_;  // null without one
 };
 
 // The ids of a line. Raises std::runtime_error for anything else.
@@ -164,6 +227,7 @@ int main(int argc, char** argv) {
     if (argc > 3) at::set_num_threads(static_cast<int>(number_at(argc, argv, 3, 1)));
     // TorchScript's optimizer would compile for seconds; the operators are no business of it.
     torch::jit::GraphOptimizerEnabledGuard plain(false);
+    at::NoGradGuard no_grad;
     Program program(argv[1]);
     Ids unseen;
     std::string line;

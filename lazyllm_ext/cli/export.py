@@ -15,12 +15,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from lazyllm_ext.export import Description
+from lazyllm_ext.export.compiled import aoti
 from lazyllm_ext.export.script import torchscript
 
 from .errors import CommandError, as_input_error
 from .loading import find_folder, load, pick_device
-
-_WRITERS: dict[str, Callable[..., Description]] = {"torchscript": torchscript}
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,7 @@ class Request:
     output: Path
     dtype: str
     device: str
+    max_tokens: int
     json: bool
 
 
@@ -53,9 +53,12 @@ def export(request: Request) -> int:
         say("loading the model")
         tokenizer, model = load(folder, request.dtype, device)
         with as_input_error(ValueError, TypeError):
-            description = _WRITERS[request.format](
-                model, request.schedule, request.output, tokenizer=tokenizer, say=say
-            )
+            arguments = (model, request.schedule, request.output)
+            if request.format == "aoti":
+                limit = request.max_tokens
+                description = aoti(*arguments, tokenizer=tokenizer, max_tokens=limit, say=say)
+            else:
+                description = torchscript(*arguments, tokenizer=tokenizer, say=say)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     figures = {
         "file": str(request.output),

@@ -16,12 +16,13 @@ from .description import Description
 from .loading import Exported, load
 
 if TYPE_CHECKING:
+    from .compiled import aoti
     from .script import torchscript
 
-__all__ = ["Description", "Exported", "load", "torchscript"]
+__all__ = ["Description", "Exported", "aoti", "load", "torchscript"]
 
 # Names that need transformers; loading an export does not.
-_OF_TRANSFORMERS = {"torchscript": ".script"}
+_OF_TRANSFORMERS = {"aoti": ".compiled", "torchscript": ".script"}
 
 
 def __getattr__(name: str) -> Any:

@@ -16,6 +16,7 @@ OLDEST_TORCH = "2.10"
 
 # Names of the files inside an export.
 DESCRIPTION, SCHEDULE, TOKENIZER = "lazyllm.json", "schedule.json", "tokenizer.json"
+COMPILED = "decode.pt2"
 
 
 @dataclass(frozen=True)

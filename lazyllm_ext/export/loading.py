@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch._inductor
+from torch import Tensor
 from torch.torch_version import TorchVersion
 
 from lazyllm_ext.schedule import PruningSchedule
 
-from .description import DESCRIPTION, SCHEDULE, TOKENIZER, Description
+from .description import COMPILED, DESCRIPTION, SCHEDULE, TOKENIZER, Description
 from .jit import quiet, running, sentence_of
+
+# The stores get room for so many compiled steps at a time.
+_STEPS_AT_ONCE = 64
 
 
 class Exported:
@@ -27,8 +33,13 @@ class Exported:
         program: the scripted `Program`.
     """
 
-    def __init__(self, program: Any, description: Description, files: dict[str, str]):
+    def __init__(
+        self, program: Any, description: Description, files: dict[str, str], step: Any = None
+    ):
         self.program = program
+        self._step = step  # the compiled decoding step, None without one
+        self._tensors: Any = None  # what it works on
+        self._room = 0  # for so many steps
         self.description = description
         self.schedule = PruningSchedule.from_json(files[SCHEDULE])
         self.tokenizer_json = files.get(TOKENIZER)
@@ -39,6 +50,7 @@ class Exported:
     def reset(self) -> None:
         """Forget the conversation."""
         self._unseen = []
+        self._room = 0
         self.program.reset(1)
 
     def generate(self, ids: Sequence[int], max_new_tokens: int) -> Iterator[int]:
@@ -62,21 +74,37 @@ class Exported:
                 return
 
     def _next(self, ids: list[int]) -> int:
-        with running():
+        rows = torch.tensor(ids, dtype=torch.int64, device=self.description.device)
+        with running(), torch.no_grad():
             try:
-                logits = self.program(torch.tensor(ids, dtype=torch.int64), [len(ids)], 1)
+                if self._step is not None and len(ids) == 1 and self._fits():
+                    return int(self._compiled(rows).argmax())
+                self._room = 0
+                return int(self.program(rows, [len(ids)], 1).argmax())
             except torch.jit.Error as error:  # TorchScript wraps what the program raises
                 raise ValueError(sentence_of(error)) from None
-            return int(logits.argmax())
+
+    def _fits(self) -> bool:
+        """Whether the next token is in the middle of what the compiled step was made for."""
+        return bool(0 < self.program.lengths()[0] < self.program.columns)
+
+    def _compiled(self, ids: Tensor) -> Tensor:
+        if self._room == 0:
+            self._room = min(self.program.columns - self.program.lengths()[0], _STEPS_AT_ONCE)
+            self._tensors = self.program.compiled_state(self._room)
+        logits: Tensor = self._step(ids, self._tensors)
+        self._room -= 1
+        self.program.count_step()
+        return logits
 
 
 def load(
     path: str | os.PathLike[str], *, tokenizer: str | os.PathLike[str] | None = None
 ) -> Exported:
-    """Load what `torchscript` wrote.
+    """Load what `torchscript` or `aoti` wrote.
 
     The file is a program: load only what you would run. Its weights and code are read by torch.jit,
-    which executes no pickle.
+    which executes no pickle; a compiled step is machine code, and is executed.
 
     Args:
         path: of the file.
@@ -92,8 +120,8 @@ def load(
 
     path = Path(path)
     description, files = read(path)
-    if description.kind != "torchscript":
-        raise ValueError(f"{path}: kind: expected torchscript, got {description.kind!r}")
+    if description.kind not in ("torchscript", "aoti"):
+        raise ValueError(f"{path}: kind: expected torchscript or aoti, got {description.kind!r}")
     if TorchVersion(torch.__version__) < description.oldest_torch:
         raise ValueError(
             f"{path}: expected PyTorch {description.oldest_torch} or newer, got {torch.__version__}"
@@ -115,7 +143,34 @@ def load(
                 f"{path}: made with PyTorch {description.torch}, does not load into "
                 f"{torch.__version__}: {sentence_of(error)}"
             ) from error
-    return Exported(program, description, files)
+    return Exported(program, description, files, _load_step(path, program, description))
+
+
+def _load_step(path: Path, program: Any, description: Description) -> Any:
+    """The compiled decoding step around the program's weights, None without one."""
+    if description.kind != "aoti":
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / COMPILED
+        file.write_bytes(_member(path, COMPILED))
+        try:
+            step = torch._inductor.aoti_load_package(str(file))
+        except RuntimeError as error:
+            raise ValueError(
+                f"{path}: {COMPILED}: compiled with PyTorch {description.torch}, does not load "
+                f"into {torch.__version__}: {sentence_of(error)}"
+            ) from error
+    weights = dict(program.named_parameters(remove_duplicate=False))
+    weights.update(program.named_buffers())
+    used = {name: weights[name] for name in step.get_constant_fqns()}
+    step.load_constants(used, check_full_update=True, user_managed=True)
+    return step
+
+
+def _member(path: Path, name: str) -> bytes:
+    with zipfile.ZipFile(path) as archive:
+        found = next(m for m in archive.namelist() if m.endswith(f"/extra/{name}"))
+        return archive.read(found)
 
 
 def read(path: Path) -> tuple[Description, dict[str, str]]:

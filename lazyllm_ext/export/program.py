@@ -13,6 +13,57 @@ from lazyllm_ext.decoder import LazyDecoder
 from lazyllm_ext.state import LazyState
 
 
+def tensors_of(state: LazyState) -> list[list[Tensor]]:
+    """What a compiled step reads and writes of a state; `Step` makes a state of it again."""
+    return [
+        state.keys,
+        state.values,
+        state.slot,
+        state.aux,
+        state.aux_slot,
+        state.importance,
+        state.position,
+        [state.length, state.used, state.revived],
+    ]
+
+
+class Step(nn.Module):
+    """A decoding step in fixed shapes, as a function of tensors: what is compiled.
+
+    The host's counters are those of an empty state: they decide about room, and there is enough.
+    """
+
+    def __init__(self, decoder: LazyDecoder):
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, ids: Tensor, tensors: list[list[Tensor]]) -> Tensor:
+        """ids [1] int64 and `tensors_of` a state, which are changed -> logits [1, vocab]."""
+        keys, values, slot, aux, aux_slot, importance, position, rest = tensors
+        length, used, revived = rest
+        counters = used.size(0)
+        state = LazyState(
+            keys=list(keys),
+            values=list(values),
+            slot=list(slot),
+            aux=list(aux),
+            aux_slot=list(aux_slot),
+            importance=list(importance),
+            active=list(slot[1:]),  # replaced, and not handed out
+            active_offsets=list(slot[1:]),
+            position=list(position),
+            length=length,
+            host_length=[0],
+            used=used,
+            used_bound=[0] * counters,
+            freed=[0] * counters,
+            revived=revived,
+            finished=[0],
+        )
+        hidden = self.decoder.embed_tokens(ids)
+        return self.decoder.step(hidden, length.clone(), [1], state, 1)
+
+
 class Program(nn.Module):
     """Token ids in, logits out; the conversation so far is inside.
 
@@ -25,6 +76,7 @@ class Program(nn.Module):
         vocab_size: number of token ids.
         max_tokens: longest prompt with all that came before it; 0 for no limit.
         eos_token_ids: tokens that end an answer; for whoever generates.
+        columns: longest context of a compiled step; 0 without one.
         batch: sequences of the conversation, until `reset` says otherwise.
     """
 
@@ -37,12 +89,15 @@ class Program(nn.Module):
         vocab_size: int,
         max_tokens: int = 0,
         eos_token_ids: Sequence[int] = (),
+        columns: int = 0,
         batch: int = 1,
     ):
         super().__init__()
         self.decoder = decoder
         self.vocab_size, self.max_tokens = vocab_size, max_tokens
         self.eos_token_ids = list(eos_token_ids)
+        self.columns = columns
+        self.max_revive = max((b.max_revive for b in decoder.boundaries), default=0)
         self.state = decoder.new_state(batch, decoder.embed.weight)
 
     @torch.jit.export
@@ -127,6 +182,26 @@ class Program(nn.Module):
             bookkeeping.aux_nbytes(self.state),
             bookkeeping.table_nbytes(self.state),
         ]
+
+    @torch.jit.export
+    def compiled_state(self, steps: int) -> list[list[Tensor]]:
+        """The state's tensors, with room for so many compiled steps, which change them in place.
+
+        Raises:
+            ValueError: the context of the compiled step does not hold so many more tokens.
+        """
+        length = max(self.state.host_length) + steps
+        if length > self.columns:
+            raise ValueError(f"steps: expected at most {self.columns} tokens, got {length}")
+        bookkeeping.widen_tables_(self.state, self.columns)
+        # No store of a single slot: torch.export takes a size of 1 for a constant.
+        bookkeeping.reserve_steps_(self.state, self.decoder.spec, steps + 1, self.max_revive)
+        return tensors_of(self.state)
+
+    @torch.jit.export
+    def count_step(self) -> None:
+        """To be called after every compiled step."""
+        bookkeeping.count_step_(self.state, self.max_revive)
 
     @torch.jit.export
     def warm_up(self) -> None:

@@ -55,23 +55,35 @@ def torchscript(
         TypeError: `model` is not a transformers model.
         ValueError: a model, module, schedule, tokenizer or path that cannot be exported, and why.
     """
+    path, schedule, decoder = prepare(model, schedule, path, say)
+    description, files = describe("torchscript", model, schedule, decoder, tokenizer)
+    program = Program(
+        decoder, description.vocab_size, description.max_tokens, description.eos_token_ids
+    )
+    write(program, path, files, say)
+    return description
+
+
+def prepare(
+    model: Any, schedule: Any, path: str | os.PathLike[str], say: Say
+) -> tuple[Path, PruningSchedule, LazyDecoder]:
+    """The arguments of an export, checked, and the decoder that is exported."""
     path = Path(path)
     if not path.parent.is_dir():
         raise ValueError(f"path: no such folder: {path.parent}")
     say("describing the model")
     schedule = PruningSchedule.load(schedule)
-    decoder = detached(LazyDecoder.from_model(model, schedule, export=True))
-    description, files = describe("torchscript", model, schedule, decoder, tokenizer)
-    program = Program(
-        decoder, description.vocab_size, description.max_tokens, description.eos_token_ids
-    )
-    say("compiling")
+    return path, schedule, detached(LazyDecoder.from_model(model, schedule, export=True))
+
+
+def write(program: Program, path: Path, files: dict[str, Any], say: Say) -> None:
+    """Script the program and write it, with these files (text or bytes) in it."""
+    say("compiling the program")
     with quiet():
         scripted = torch.jit.script(program)
     say("writing")
     with replacing(path) as scratch, quiet():
         torch.jit.save(scripted, scratch, _extra_files=files)
-    return description
 
 
 def detached(decoder: LazyDecoder) -> LazyDecoder:
