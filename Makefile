@@ -17,7 +17,7 @@ SOURCES := $(shell find csrc lazyllm_ext setup.py pyproject.toml README.md LICEN
 CPP_FILES = $(shell find csrc examples tests -name '*.h' -o -name '*.inc' -o -name '*.cpp' -o -name '*.cu' \
 	-o -name '*.cuh')
 
-.PHONY: demo test ctest lint format types cuda-check clean FORCE
+.PHONY: demo test ctest lint format types cuda-check wheels clean FORCE
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -59,6 +59,11 @@ types: $(VENV)/installed $(VENV)/dev-tools
 cuda-check: $(VENV)/installed
 	$(BIN)/python scripts/check_cuda_build.py --library \
 		"$$($(BIN)/python -I -c 'from lazyllm_ext.ops.loading import library_path as p; print(p())')"
+
+# A source distribution and a wheel for every CPython in PYTHONS, in dist/.
+PYTHONS ?= $(PYTHON)
+wheels:
+	scripts/build_wheels.sh "$(TORCH)" $(PYTHONS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info lazyllm_ext/*.so
