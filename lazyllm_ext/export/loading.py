@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch._inductor
 from torch import Tensor
 from torch.torch_version import TorchVersion
 
@@ -150,6 +149,8 @@ def _load_step(path: Path, program: Any, description: Description) -> Any:
     """The compiled decoding step around the program's weights, None without one."""
     if description.kind != "aoti":
         return None
+    import torch._inductor  # seconds, which a file without a compiled step need not take
+
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / COMPILED
         file.write_bytes(_member(path, COMPILED))
