@@ -14,10 +14,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 SOURCES := $(shell find csrc lazyllm_ext setup.py pyproject.toml README.md LICENSE -type f \
 	-not -name '*.so' -not -name '*.pyc' | LC_ALL=C sort)
-CPP_FILES = $(shell find csrc tests -name '*.h' -o -name '*.inc' -o -name '*.cpp' -o -name '*.cu' \
+CPP_FILES = $(shell find csrc examples tests -name '*.h' -o -name '*.inc' -o -name '*.cpp' -o -name '*.cu' \
 	-o -name '*.cuh')
 
-.PHONY: demo test ctest lint format types cuda-check clean FORCE
+.PHONY: demo test ctest lint format types cuda-check wheels clean FORCE
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -26,16 +26,20 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed ctest
 	$(BIN)/python -I -m lazyllm_ext.demo
-	$(BIN)/pytest $(PYTEST)
+	LAZYLLM_GENERATE="$$(realpath -eq build/examples/generate)" $(BIN)/pytest $(PYTEST)
 
-# The C++ library and its tests, where there is CMake.
+# The C++ library, its tests and what it is installed for, where there is CMake.
 ctest: $(VENV)/torch
 	@if PATH="$(CURDIR)/$(BIN):$$PATH" command -v cmake > /dev/null; then \
 		export PATH="$(CURDIR)/$(BIN):$$PATH"; set -ex; \
+		libtorch="$$(python -c 'import torch.utils; print(torch.utils.cmake_prefix_path)')"; \
 		cmake -S . -B build/cpp -DCMAKE_BUILD_TYPE=Release -DLAZYLLM_CUDA=OFF \
-			-DCMAKE_PREFIX_PATH="$$(python -c 'import torch.utils; print(torch.utils.cmake_prefix_path)')"; \
+			-DCMAKE_PREFIX_PATH="$$libtorch"; \
 		cmake --build build/cpp --parallel; \
 		ctest --test-dir build/cpp --output-on-failure; \
+		cmake --install build/cpp --prefix build/prefix; \
+		cmake -S examples/cpp -B build/examples -DCMAKE_PREFIX_PATH="$(CURDIR)/build/prefix;$$libtorch"; \
+		cmake --build build/examples; \
 	else echo "no cmake: the C++ tests are left out"; fi
 
 lint: $(VENV)/dev-tools
@@ -55,6 +59,11 @@ types: $(VENV)/installed $(VENV)/dev-tools
 cuda-check: $(VENV)/installed
 	$(BIN)/python scripts/check_cuda_build.py --library \
 		"$$($(BIN)/python -I -c 'from lazyllm_ext.ops.loading import library_path as p; print(p())')"
+
+# A source distribution and a wheel for every CPython in PYTHONS, in dist/.
+PYTHONS ?= $(PYTHON)
+wheels:
+	scripts/build_wheels.sh "$(TORCH)" $(PYTHONS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info lazyllm_ext/*.so

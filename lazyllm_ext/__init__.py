@@ -20,6 +20,7 @@ from .decoder import LazyDecoder
 from .schedule import Boundary, PruningSchedule, shipped_schedules
 
 if TYPE_CHECKING:
+    from . import export
     from .hf import Lazy, LazyCache, Report, apply
 
 try:
@@ -36,6 +37,7 @@ __all__ = [
     "Report",
     "__version__",
     "apply",
+    "export",
     "ops",
     "shipped_schedules",
 ]
@@ -45,6 +47,8 @@ _OF_TRANSFORMERS = ("Lazy", "LazyCache", "Report", "apply")
 
 
 def __getattr__(name: str) -> Any:
+    if name == "export":
+        return import_module(".export", __name__)
     if name in _OF_TRANSFORMERS:
         return getattr(import_module(".hf", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

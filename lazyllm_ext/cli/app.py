@@ -13,6 +13,7 @@ from . import bench_options as options
 from .errors import CommandError, as_input_error
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+FORMATS = ("torchscript", "aoti")
 
 app = typer.Typer(
     name="lazyllm-ext",
@@ -306,6 +307,40 @@ def tune(
         device=device,
     )
     return command.run(request)
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="Folder of a transformers model, or 'demo'.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")],
+    schedule: Annotated[
+        str, typer.Option(help="Name of a shipped schedule, or a JSON file.")
+    ] = "balanced",
+    format: Annotated[
+        str, typer.Option(help="torchscript, or aoti: the decoding step compiled too.")
+    ] = "torchscript",
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16, float16; auto: as the model is stored.")
+    ] = "auto",
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda or cuda:N; auto: a GPU if there is one.")
+    ] = "cpu",
+    max_tokens: Annotated[
+        int, typer.Option(help="Of --format aoti: longest context of the compiled step.")
+    ] = 4096,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object only.")] = False,
+) -> int:
+    """Write a model with its schedule as a file that runs without Python."""
+    from . import export as command
+
+    if max_tokens < 1:
+        raise CommandError(f"--max-tokens: expected at least 1, got {max_tokens}")
+    if format not in FORMATS:
+        raise CommandError(f"--format: expected one of {', '.join(FORMATS)}, got {format!r}")
+    if dtype not in DTYPES:
+        raise CommandError(f"--dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+    request = command.Request(model, schedule, format, output, dtype, device, max_tokens, json)
+    return command.export(request)
 
 
 @app.command()

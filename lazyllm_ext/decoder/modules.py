@@ -57,7 +57,8 @@ class Projection(nn.Module):
         """[rows, in] -> [rows, out]."""
         plain = x.is_cpu
         if not torch.jit.is_scripting():
-            plain = plain and is_plain(self.linear)
+            # A tracer puts parameters of its own in place; what is exported has been checked.
+            plain = plain and (torch.compiler.is_exporting() or is_plain(self.linear))
         if plain and x.size(0) <= self.few_rows and self.linear.weight.stride(1) == 1:
             return torch.ops.lazyllm.linear(x, self.linear.weight, self.linear.bias)
         if plain and self.through_float:
@@ -126,9 +127,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """
     half = cos.size(-1)
     first, second = x[..., :half], x[..., half : 2 * half]
-    out = torch.empty_like(x)
-    torch.mul(first, cos, out=out[..., :half]).addcmul_(second, sin, value=-1.0)
-    torch.mul(second, cos, out=out[..., half : 2 * half]).addcmul_(first, sin)
-    if 2 * half < x.size(-1):
-        out[..., 2 * half :] = x[..., 2 * half :]
+    out = x.clone()
+    out[..., :half].mul_(cos).addcmul_(second, sin, value=-1.0)
+    out[..., half : 2 * half].mul_(cos).addcmul_(first, sin)
     return out

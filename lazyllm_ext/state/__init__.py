@@ -2,9 +2,11 @@
 
 from .edit import crop_, select_sequences
 from .stores import (
+    count_step_,
     enter_stage_,
     give_back_,
     put_waiting_,
+    reserve_steps_,
     take_waiting_,
 )
 from .tables import (
@@ -24,6 +26,7 @@ from .tables import (
     table_nbytes,
     waiting,
     waiting_per_boundary,
+    widen_tables_,
     write_,
 )
 
@@ -34,6 +37,7 @@ __all__ = [
     "aux_nbytes",
     "computed",
     "computed_per_stage",
+    "count_step_",
     "crop_",
     "enter_stage_",
     "give_back_",
@@ -42,6 +46,7 @@ __all__ = [
     "new_state",
     "put_waiting_",
     "read",
+    "reserve_steps_",
     "reserve_tokens_",
     "revived",
     "select_sequences",
@@ -50,5 +55,6 @@ __all__ = [
     "take_waiting_",
     "waiting",
     "waiting_per_boundary",
+    "widen_tables_",
     "write_",
 ]

@@ -113,6 +113,27 @@ def reserve_aux_(state: LazyState, boundary: int, rows: int) -> None:
     state.aux[boundary] = _resized(state.aux[boundary], capacity, used)
 
 
+def reserve_steps_(state: LazyState, spec: StoreSpec, steps: int, max_revive: int) -> None:
+    """Room for so many fixed-shape steps of one token a sequence, so that none of them grows."""
+    batch = state.length.size(0)
+    for stage in range(len(state.slot)):
+        reserve_kv_(state, spec, stage, batch * steps * (1 + stage * max_revive))
+    for boundary in range(len(state.aux)):
+        reserve_aux_(state, boundary, batch * steps * (1 + boundary * max_revive))
+
+
+def count_step_(state: LazyState, max_revive: int) -> None:
+    """What the host counts in a fixed-shape step of one token a sequence, where it did not run."""
+    batch = state.length.size(0)
+    for sequence in range(batch):
+        state.host_length[sequence] += 1
+        state.finished[sequence] += 1
+    for stage in range(len(state.slot)):
+        state.used_bound[stage] += batch * (1 + stage * max_revive)
+    for boundary in range(len(state.aux)):
+        state.used_bound[len(state.slot) + boundary] += batch * (1 + boundary * max_revive)
+
+
 def take_slots_(state: LazyState, counter: int, place: Tensor) -> Tensor:
     """Hand out the next slots, one for every place that is not -1; -1 for the others. [R] int64.
 

@@ -125,7 +125,11 @@ def reserve_tokens_(state: LazyState, longest: int) -> None:
         return
     if columns > 0:
         longest = longest + longest // 8
-    columns = (longest + 63) // 64 * 64
+    widen_tables_(state, (longest + 63) // 64 * 64)
+
+
+def widen_tables_(state: LazyState, columns: int) -> None:
+    """Give every table `columns` columns, no fewer than it has."""
     for stage in range(len(state.slot)):
         state.slot[stage] = _widen(state.slot[stage], columns, -1.0)
     for boundary in range(len(state.aux_slot)):

@@ -96,3 +96,14 @@ def test_unknown_cpu_capability():
     assert done.stdout == ""
     assert "LAZYLLM_CPU_CAPABILITY" in done.stderr
     assert "mmx" in done.stderr
+
+
+def test_the_stub_names_what_the_module_has():
+    import ast
+    from pathlib import Path
+
+    import lazyllm_ext._C as built
+
+    stub = Path(info.lazyllm_ext.__file__).with_name("_C.pyi").read_text(encoding="utf-8")
+    named = {node.name for node in ast.parse(stub).body if isinstance(node, ast.FunctionDef)}
+    assert named == {name for name in vars(built) if not name.startswith("_")}

@@ -1,0 +1,213 @@
+"""What is exported: a decoder together with the state of a conversation.
+
+No postponed annotations here: TorchScript reads them.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lazyllm_ext import state as bookkeeping
+from lazyllm_ext.decoder import LazyDecoder
+from lazyllm_ext.state import LazyState
+
+
+def tensors_of(state: LazyState) -> list[list[Tensor]]:
+    """What a compiled step reads and writes of a state; `Step` makes a state of it again."""
+    return [
+        state.keys,
+        state.values,
+        state.slot,
+        state.aux,
+        state.aux_slot,
+        state.importance,
+        state.position,
+        [state.length, state.used, state.revived],
+    ]
+
+
+class Step(nn.Module):
+    """A decoding step in fixed shapes, as a function of tensors: what is compiled.
+
+    The host's counters are those of an empty state: they decide about room, and there is enough.
+    """
+
+    def __init__(self, decoder: LazyDecoder):
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, ids: Tensor, tensors: list[list[Tensor]]) -> Tensor:
+        """ids [1] int64 and `tensors_of` a state, which are changed -> logits [1, vocab]."""
+        keys, values, slot, aux, aux_slot, importance, position, rest = tensors
+        length, used, revived = rest
+        counters = used.size(0)
+        state = LazyState(
+            keys=list(keys),
+            values=list(values),
+            slot=list(slot),
+            aux=list(aux),
+            aux_slot=list(aux_slot),
+            importance=list(importance),
+            active=list(slot[1:]),  # replaced, and not handed out
+            active_offsets=list(slot[1:]),
+            position=list(position),
+            length=length,
+            host_length=[0],
+            used=used,
+            used_bound=[0] * counters,
+            freed=[0] * counters,
+            revived=revived,
+            finished=[0],
+        )
+        hidden = self.decoder.embed_tokens(ids)
+        return self.decoder.step(hidden, length.clone(), [1], state, 1)
+
+
+class Program(nn.Module):
+    """Token ids in, logits out; the conversation so far is inside.
+
+    The state belongs to the module, since Python hands a scripted function copies of its arguments'
+    lists. `copy.copy(program)` (`module.copy()` in C++) and `reset` give a second conversation that
+    shares the weights.
+
+    Args:
+        decoder: see `LazyDecoder.from_model(…, export=True)`.
+        vocab_size: number of token ids.
+        max_tokens: longest prompt with all that came before it; 0 for no limit.
+        eos_token_ids: tokens that end an answer; for whoever generates.
+        columns: longest context of a compiled step; 0 without one.
+        batch: sequences of the conversation, until `reset` says otherwise.
+    """
+
+    state: LazyState
+    eos_token_ids: list[int]
+
+    def __init__(
+        self,
+        decoder: LazyDecoder,
+        vocab_size: int,
+        max_tokens: int = 0,
+        eos_token_ids: Sequence[int] = (),
+        columns: int = 0,
+        batch: int = 1,
+    ):
+        super().__init__()
+        self.decoder = decoder
+        self.vocab_size, self.max_tokens = vocab_size, max_tokens
+        self.eos_token_ids = list(eos_token_ids)
+        self.columns = columns
+        self.max_revive = max((b.max_revive for b in decoder.boundaries), default=0)
+        self.state = decoder.new_state(batch, decoder.embed.weight)
+
+    @torch.jit.export
+    def reset(self, batch: int = 1) -> None:
+        """Forget everything, and make room for `batch` sequences."""
+        if batch < 1:
+            raise ValueError(f"reset: batch: expected at least 1, got {batch}")
+        self.state = self.decoder.new_state(batch, self.decoder.embed.weight)
+
+    def forward(self, ids: Tensor, counts: list[int], logits_to_keep: int = 1) -> Tensor:
+        """Compute the next tokens of every sequence: a prompt, one token, or the next turn.
+
+        Args:
+            ids: [rows] int64, sequence after sequence, no padding.
+            counts: how many of them belong to each sequence; 0 is allowed.
+            logits_to_keep: logits are computed for so many last new tokens of each sequence.
+
+        Returns:
+            [Σ_b min(logits_to_keep, counts[b]), vocab] logits, sequence after sequence.
+
+        Raises:
+            ValueError: before anything is computed, for arguments that do not fit.
+        """
+        positions = self._positions(ids, counts)
+        with torch.no_grad():
+            hidden = self.decoder.embed_tokens(ids)
+            return self.decoder.step(hidden, positions, counts, self.state, logits_to_keep)
+
+    def _positions(self, ids: Tensor, counts: list[int]) -> Tensor:
+        """Check the arguments; each token's index in its own sequence, [rows] int64."""
+        lengths = self.state.host_length
+        if ids.dim() != 1 or ids.dtype != torch.int64:
+            raise ValueError(f"ids: expected [rows] int64, got {ids.dim()} dimensions, {ids.dtype}")
+        if len(counts) != len(lengths):
+            raise ValueError(f"counts: expected {len(lengths)} sequences, got {len(counts)}")
+        if min(counts) < 0 or sum(counts) != ids.size(0) or ids.size(0) == 0:
+            raise ValueError(
+                f"counts: expected numbers that sum to the {ids.size(0)} ids (one or more), "
+                f"got {counts}"
+            )
+        first, last = int(ids.min().item()), int(ids.max().item())
+        if first < 0 or last >= self.vocab_size:
+            raise ValueError(f"ids: expected 0 to {self.vocab_size - 1}, got {first} to {last}")
+        spans: list[Tensor] = []
+        for sequence, count in enumerate(counts):
+            length = lengths[sequence] + count
+            if count > 1 and self.max_tokens > 0 and length > self.max_tokens:
+                raise ValueError(f"ids: expected at most {self.max_tokens} tokens, got {length}")
+            spans.append(torch.arange(lengths[sequence], length, device=ids.device))
+        return torch.cat(spans)
+
+    @torch.jit.export
+    def crop(self, counts: list[int]) -> None:
+        """Remove the newest counts[b] tokens of each sequence."""
+        bookkeeping.crop_(self.state, counts)
+
+    @torch.jit.export
+    def lengths(self) -> list[int]:
+        """Tokens of each sequence so far."""
+        return self.state.host_length
+
+    @torch.jit.export
+    def computed_per_stage(self) -> list[list[int]]:
+        """For each stage, the tokens of each sequence whose keys and values exist."""
+        return bookkeeping.computed_per_stage(self.state)
+
+    @torch.jit.export
+    def waiting_per_boundary(self) -> list[list[int]]:
+        """For each boundary, the tokens of each sequence that wait in the Aux Cache."""
+        return bookkeeping.waiting_per_boundary(self.state)
+
+    @torch.jit.export
+    def revived(self) -> list[int]:
+        """For each boundary, the tokens revived so far, all sequences together."""
+        return bookkeeping.revived(self.state)
+
+    @torch.jit.export
+    def nbytes(self) -> list[int]:
+        """Bytes of keys and values, of waiting hidden states, and of tables."""
+        return [
+            bookkeeping.kv_nbytes(self.state),
+            bookkeeping.aux_nbytes(self.state),
+            bookkeeping.table_nbytes(self.state),
+        ]
+
+    @torch.jit.export
+    def compiled_state(self, steps: int) -> list[list[Tensor]]:
+        """The state's tensors, with room for so many compiled steps, which change them in place.
+
+        Raises:
+            ValueError: the context of the compiled step does not hold so many more tokens.
+        """
+        length = max(self.state.host_length) + steps
+        if length > self.columns:
+            raise ValueError(f"steps: expected at most {self.columns} tokens, got {length}")
+        bookkeeping.widen_tables_(self.state, self.columns)
+        # No store of a single slot: torch.export takes a size of 1 for a constant.
+        bookkeeping.reserve_steps_(self.state, self.decoder.spec, steps + 1, self.max_revive)
+        return tensors_of(self.state)
+
+    @torch.jit.export
+    def count_step(self) -> None:
+        """To be called after every compiled step."""
+        bookkeeping.count_step_(self.state, self.max_revive)
+
+    @torch.jit.export
+    def warm_up(self) -> None:
+        """Forget everything, and have what the first calls prepare prepared."""
+        device = self.decoder.embed.weight.device
+        self.reset(1)
+        self.forward(torch.zeros([4], dtype=torch.int64, device=device), [4], 1)
+        self.forward(torch.zeros([1], dtype=torch.int64, device=device), [1], 1)
+        self.reset(1)

@@ -1,0 +1,138 @@
+"""A model as one TorchScript file, which needs torch and the operator library and nothing else."""
+
+from __future__ import annotations
+
+import copy
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+import lazyllm_ext
+from lazyllm_ext.decoder import LazyDecoder
+from lazyllm_ext.schedule import PruningSchedule
+
+from .description import DESCRIPTION, SCHEDULE, TOKENIZER, Description, weights_sha256
+from .jit import quiet
+from .program import Program
+from .tokenizer import check_tokenizer, tokenizer_json
+
+Say = Callable[[str], None]
+
+
+def torchscript(
+    model: Any,
+    schedule: Any,
+    path: str | os.PathLike[str],
+    *,
+    tokenizer: Any = None,
+    say: Say = lambda stage: None,
+) -> Description:
+    """Write a model, its schedule and its tokenizer as one TorchScript file.
+
+    The file holds a scripted `Program`: prompts of any length, decoding, further turns and revival,
+    in the same loop as `lazyllm_ext.apply`. It runs on the device and in the dtype of the model,
+    which is left as it is.
+
+    Args:
+        model: a causal language model of a supported family, in inference mode, of plain weights.
+        schedule: anything that `PruningSchedule.load` takes.
+        path: of the file; replaced if it exists, once the new one is complete.
+        tokenizer: a fast tokenizer of transformers, or the path of a tokenizer.json; goes into the
+            file. None for none.
+        say: is told what is being done, in a few words.
+
+    Returns:
+        What stands in the file as `lazyllm.json`.
+
+    Raises:
+        TypeError: `model` is not a transformers model.
+        ValueError: a model, module, schedule, tokenizer or path that cannot be exported, and why.
+    """
+    path, schedule, decoder = prepare(model, schedule, path, say)
+    description, files = describe("torchscript", model, schedule, decoder, tokenizer)
+    program = Program(
+        decoder, description.vocab_size, description.max_tokens, description.eos_token_ids
+    )
+    write(program, path, files, say)
+    return description
+
+
+def prepare(
+    model: Any, schedule: Any, path: str | os.PathLike[str], say: Say
+) -> tuple[Path, PruningSchedule, LazyDecoder]:
+    """The arguments of an export, checked, and the decoder that is exported."""
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise ValueError(f"path: no such folder: {path.parent}")
+    say("describing the model")
+    schedule = PruningSchedule.load(schedule)
+    return path, schedule, detached(LazyDecoder.from_model(model, schedule, export=True))
+
+
+def write(program: Program, path: Path, files: dict[str, Any], say: Say) -> None:
+    """Script the program and write it, with these files (text or bytes) in it."""
+    say("compiling the program")
+    with quiet():
+        scripted = torch.jit.script(program)
+    say("writing")
+    with replacing(path) as scratch, quiet():
+        torch.jit.save(scripted, scratch, _extra_files=files)
+
+
+def detached(decoder: LazyDecoder) -> LazyDecoder:
+    """The same decoder with parameters that need no gradient, and share the model's memory."""
+    shared = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in decoder.parameters()}
+    return copy.deepcopy(decoder, shared)
+
+
+def describe(
+    kind: str, model: Any, schedule: PruningSchedule, decoder: LazyDecoder, tokenizer: Any
+) -> tuple[Description, dict[str, str]]:
+    """The description of an export, and the text files that go into it, by name."""
+    config, weight = model.config, model.get_input_embeddings().weight
+    text = None if tokenizer is None else tokenizer_json(tokenizer)
+    vocabulary = None if text is None else check_tokenizer(text, weight.size(0))
+    eos = getattr(model, "generation_config", config).eos_token_id
+    description = Description(
+        kind=kind,
+        lazyllm_ext=lazyllm_ext.__version__,
+        torch=torch.__version__,
+        transformers=transformers.__version__,
+        model_type=config.model_type,
+        model_name=os.path.basename(str(getattr(config, "name_or_path", "")).rstrip("/")),
+        model_sha256=weights_sha256(model),
+        dtype=str(weight.dtype).removeprefix("torch."),
+        device=weight.device.type,
+        vocab_size=weight.size(0),
+        max_tokens=getattr(config, "max_position_embeddings", None) or 0,
+        eos_token_ids=[] if eos is None else eos if isinstance(eos, list) else [eos],
+        num_layers=decoder.num_layers,
+        boundary_layers=[
+            layer for layer, boundary in enumerate(decoder.boundary_at) if boundary >= 0
+        ],
+        vocabulary_sha256=vocabulary,
+    )
+    used = schedule.for_model(getattr(config, "name_or_path", None))
+    files = {DESCRIPTION: description.to_json(), SCHEDULE: used.to_json()}
+    if text is not None:
+        files[TOKENIZER] = text
+    return description, files
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[str]:
+    """A scratch file beside `path` that becomes it when all went well, and vanishes otherwise."""
+    try:
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
+            scratch = os.path.join(folder, path.name)
+            yield scratch
+            os.replace(scratch, path)
+    except OSError as error:
+        raise ValueError(f"path: cannot write {path}: {error.strerror}") from error

@@ -1,0 +1,124 @@
+"""The decoding step under torch.export, torch.compile and AOTInductor."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import helpers
+import pytest
+import torch
+from helpers import random_ids, shared_model
+from torch import Tensor, nn
+
+from lazyllm_ext import LazyDecoder, export
+from lazyllm_ext.export.compiled import trace
+from lazyllm_ext.export.program import Program, Step
+from lazyllm_ext.export.script import detached
+
+from .conftest import SCHEDULES, answers
+
+GENERATE = os.environ.get("LAZYLLM_GENERATE", "")
+TURNS = [random_ids(100, seed=1), random_ids(20, seed=2)]
+# Above the last turn's first answers: later ones are decoded by the program again.
+MAX_TOKENS = 192
+
+
+def _decoded(decoder: LazyDecoder, step: Any, count: int) -> tuple[Tensor, list[int]]:
+    """Logits of `count` steps after a prompt, and the revived tokens."""
+    program = Program(decoder, 83, columns=MAX_TOKENS)
+    program(torch.tensor(TURNS[0]), [len(TURNS[0])], 1)
+    logits = []
+    tensors: list[list[Tensor]] = []
+    with torch.no_grad():
+        for number, token in enumerate(random_ids(count, seed=3)):
+            if number % 16 == 0:
+                tensors = program.compiled_state(16)
+                for store in [*tensors[0], *tensors[1], *tensors[3]]:
+                    torch._dynamo.mark_dynamic(store, 0)
+            logits.append(step(torch.tensor([token]), tensors))
+            program.count_step()
+    return torch.cat(logits), program.revived()
+
+
+def _bounded(name: str) -> LazyDecoder:
+    model = shared_model(name)
+    schedule: Any = SCHEDULES["bounded"] if helpers.boundary_layers(model) else "dense"
+    return detached(LazyDecoder.from_model(model, schedule, export=True))
+
+
+@pytest.mark.parametrize("name", helpers.MODELS)
+def test_torch_export(name: str) -> None:
+    """The same logits and revivals, with every operator of the eager step in the graph."""
+    decoder = _bounded(name)
+    exported = trace(decoder, MAX_TOKENS)
+    expected, revived = _decoded(decoder, Step(decoder), 40)
+    got, revived_too = _decoded(decoder, exported.module(), 40)
+    torch.testing.assert_close(got, expected, atol=2e-5, rtol=0)
+    assert revived_too == revived
+    called = {str(node.target) for node in exported.graph.nodes if node.op == "call_function"}
+    used = {"kv_append_", "lazy_attention", "linear"}
+    if decoder.boundaries:
+        used |= {"token_importance", "select_tokens"}
+        assert sum(revived) > 0
+    assert {f"lazyllm.{operator}.default" for operator in used} <= called
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_torch_compile(name: str) -> None:
+    """One graph for all steps, however the stores grow."""
+    from torch._dynamo.testing import CompileCounter
+
+    decoder = _bounded(name)
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    compiled = torch.compile(Step(decoder).eval(), backend=counter, fullgraph=True)
+    expected, revived = _decoded(decoder, Step(decoder), 64)
+    got, revived_too = _decoded(decoder, compiled, 64)
+    torch.testing.assert_close(got, expected, atol=2e-5, rtol=0)
+    assert revived_too == revived
+    assert counter.frame_count == 1
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    return helpers.tiny_llama(num_hidden_layers=3, eos_token_id=None)
+
+
+@pytest.fixture(scope="module")
+def file(model: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("aoti") / "model.pt"
+    export.aoti(model, SCHEDULES["bounded"], path, max_tokens=MAX_TOKENS)
+    return path
+
+
+def test_compiled_answers_what_apply_answers(model: nn.Module, file: Path) -> None:
+    expected, revived = answers(model, SCHEDULES["bounded"], TURNS, 64)
+    assert sum(map(len, [*TURNS, *expected])) > MAX_TOKENS
+    exported = export.load(file)
+    assert exported.description.kind == "aoti"
+    for _ in range(2):
+        assert [list(exported.generate(turn, 64)) for turn in TURNS] == expected
+        assert exported.program.revived() == revived
+        exported.reset()
+
+
+@pytest.mark.skipif(not GENERATE, reason="make ctest builds the program, where there is CMake")
+def test_compiled_answers_in_cpp(model: nn.Module, file: Path) -> None:
+    expected, _ = answers(model, SCHEDULES["bounded"], TURNS, 64)
+    lines = ["".join(" ".join(map(str, t)) + "\n" for t in turns) for turns in (TURNS, expected)]
+    command = [GENERATE, str(file), "64", "1"]
+    done = subprocess.run(command, input=lines[0], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, lines[1])
+
+
+def test_refuses_unbounded_revival(tmp_path: Path) -> None:
+    with pytest.raises(ValueError) as raised:
+        export.aoti(shared_model("llama"), "fast", tmp_path / "model.pt")
+    assert str(raised.value).startswith("schedule: expected max_revive, a bound of revived tokens")
+    with pytest.raises(ValueError) as raised:
+        export.aoti(shared_model("llama"), "dense", tmp_path / "model.pt", max_tokens=0)
+    assert str(raised.value) == "max_tokens: expected at least 1, got 0"
+    assert not list(tmp_path.iterdir())

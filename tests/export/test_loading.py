@@ -1,0 +1,119 @@
+"""Files that are no export, and programs that lack what an export needs: one sentence each."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import helpers
+import pytest
+import torch
+
+from lazyllm_ext import export
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("export") / "model.pt"
+    export.torchscript(helpers.tiny_llama(), "fast", path)
+    return path.read_bytes()
+
+
+def _edited(data: bytes, name: str, old: bytes, new: bytes) -> bytes:
+    """The archive with a member changed."""
+    target = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as source, zipfile.ZipFile(target, "w") as copy:
+        for member in source.namelist():
+            content = source.read(member)
+            if member.endswith(name):
+                assert old in content
+                content = content.replace(old, new)
+            copy.writestr(member, content)
+    return target.getvalue()
+
+
+def _state_dict() -> bytes:
+    target = io.BytesIO()
+    torch.save({"weight": torch.zeros(2)}, target)
+    return target.getvalue()
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        (lambda data: data[: len(data) // 2], "expected an export, got a truncated or foreign"),
+        (lambda data: b"", "expected an export, got a truncated or foreign file"),
+        (lambda data: b"{}", "expected an export, got a truncated or foreign file"),
+        (lambda data: _state_dict(), "expected an export of lazyllm-ext, got another archive"),
+        (
+            lambda data: _edited(data, "lazyllm.json", b'version": 1', b'version": 9'),
+            "format_version: expected 1, got 9; load it with the release of lazyllm-ext that",
+        ),
+        (
+            lambda data: _edited(data, "lazyllm.json", b'"dtype"', b'"type"'),
+            "lazyllm.json: fields missing or unknown: dtype, type",
+        ),
+        (
+            lambda data: _edited(data, "lazyllm.json", b'"2.10"', b'"99.1"'),
+            "expected PyTorch 99.1 or newer, got 2",
+        ),
+        (
+            lambda data: _edited(data, "program.py", b"torch.cat(spans)", b"torch.dog(spans)"),
+            f"made with PyTorch {torch.__version__}, does not load into {torch.__version__}: ",
+        ),
+    ],
+)  # fmt: skip
+def test_no_export(
+    change: Callable[[bytes], bytes], sentence: str, exported: bytes, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.pt"
+    path.write_bytes(change(exported))
+    with pytest.raises(ValueError) as raised:
+        export.load(path)
+    assert str(raised.value).startswith(f"{path}: {sentence}")
+
+
+def test_no_file(tmp_path: Path) -> None:
+    with pytest.raises(ValueError) as raised:
+        export.load(tmp_path / "model.pt")
+    assert str(raised.value) == f"{tmp_path / 'model.pt'}: no such file"
+
+
+def test_without_the_operators(exported: bytes, tmp_path: Path) -> None:
+    """torch says itself which operator it misses."""
+    (tmp_path / "model.pt").write_bytes(exported)
+    done = subprocess.run(
+        [sys.executable, "-c", f"import torch; torch.jit.load({str(tmp_path / 'model.pt')!r})"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Unknown builtin op: lazyllm::" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "ids, new_tokens, sentence",
+    [
+        ([3, 83], 1, "ids: expected 0 to 82, got 3 to 83"),
+        ([-1], 1, "ids: expected 0 to 82, got -1 to -1"),
+        ([], 1, "counts: expected numbers that sum to the 0 ids (one or more), got [0]"),
+        ([3] * 1025, 1, "ids: expected at most 1024 tokens, got 1025"),
+        ([3], 0, "max_new_tokens: expected at least 1, got 0"),
+    ],
+)
+def test_wrong_input(
+    ids: list[int], new_tokens: int, sentence: str, exported: bytes, tmp_path: Path
+) -> None:
+    (tmp_path / "model.pt").write_bytes(exported)
+    loaded = export.load(tmp_path / "model.pt")
+    expected = list(loaded.generate([5, 6, 7], 3))
+    loaded.reset()
+    with pytest.raises(ValueError) as raised:
+        list(loaded.generate(ids, new_tokens))
+    assert str(raised.value) == sentence
+    loaded.reset()
+    assert list(loaded.generate([5, 6, 7], 3)) == expected
