@@ -17,7 +17,7 @@ SOURCES := $(shell find csrc lazyllm_ext setup.py pyproject.toml README.md LICEN
 CPP_FILES = $(shell find csrc tests -name '*.h' -o -name '*.inc' -o -name '*.cpp' -o -name '*.cu' \
 	-o -name '*.cuh')
 
-.PHONY: demo test ctest lint format types cuda-check clean FORCE
+.PHONY: demo test ctest lint format types cuda-check families-page clean FORCE
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -55,6 +55,10 @@ types: $(VENV)/installed $(VENV)/dev-tools
 cuda-check: $(VENV)/installed
 	$(BIN)/python scripts/check_cuda_build.py --library \
 		"$$($(BIN)/python -I -c 'from lazyllm_ext.ops.loading import library_path as p; print(p())')"
+
+# Runs every supported model type beside its own transformers model, and writes the page about it.
+families-page: $(VENV)/installed
+	$(BIN)/python scripts/make_families_page.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info lazyllm_ext/*.so

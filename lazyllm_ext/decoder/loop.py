@@ -23,7 +23,9 @@ class LazyDecoder(nn.Module):
         norm, lm_head: the model's own final norm and output projection.
         ropes: the rotary embeddings that layers name by number.
         schedule: where tokens are dropped, and how many stay.
-        logit_softcap: logits become c · tanh(logits / c); 0: none.
+        embed_scale: factor on the hidden states that a step begins with.
+        logit_scale: factor on the logits.
+        logit_softcap: then logits become c · tanh(logits / c); 0: none.
         checked: raise RuntimeError as soon as an importance or a logit is NaN.
 
     The parameters are shared with the model, not copied.
@@ -43,12 +45,15 @@ class LazyDecoder(nn.Module):
         ropes: List[nn.Module],
         schedule: ResolvedSchedule,
         hidden_size: int,
+        embed_scale: float = 1.0,
+        logit_scale: float = 1.0,
         logit_softcap: float = 0.0,
         checked: bool = False,
     ):
         super().__init__()
         self.embed, self.norm, self.lm_head = embed, norm, Projection(lm_head)
         self.layers, self.ropes = nn.ModuleList(layers), nn.ModuleList(ropes)
+        self.embed_scale, self.logit_scale = embed_scale, logit_scale
         self.logit_softcap, self.checked = logit_softcap, checked
         self.num_layers = len(layers)
         self.window = schedule.window
@@ -154,6 +159,8 @@ class LazyDecoder(nn.Module):
             raise RuntimeError(
                 "step: inference only: hidden requires grad; call it under torch.no_grad()"
             )
+        if self.embed_scale != 1.0:
+            hidden = hidden * self.embed_scale
         protect_last = self.window
         if len(self.boundaries) > 0:
             protect_last = last_protected(new_counts, self.window, logits_to_keep)
@@ -248,6 +255,8 @@ class LazyDecoder(nn.Module):
 
     def _logits(self, hidden: Tensor) -> Tensor:
         logits = self.lm_head(self.norm(hidden))
+        if self.logit_scale != 1.0:
+            logits = logits * self.logit_scale
         if self.logit_softcap > 0.0:
             logits = torch.tanh(logits / self.logit_softcap) * self.logit_softcap
         if self.checked:

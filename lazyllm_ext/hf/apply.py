@@ -13,7 +13,7 @@ from torch import Tensor
 from lazyllm_ext.decoder import LazyDecoder
 from lazyllm_ext.schedule import PruningSchedule
 
-from .build import build_decoder, parts_of
+from .build import build_decoder, taken_from
 from .cache import CACHE_NAME, LazyCache, Plan
 from .checks import check_mode
 from .families import family_of
@@ -98,7 +98,7 @@ class Lazy:
             layer for layer, number in enumerate(self.decoder.boundary_at) if number >= 0
         ]
         self._plan = Plan(self.decoder.spec, self.schedule, tuple(boundary_layers))
-        self._parts = parts_of(model, family)
+        self._parts = taken_from(model, family)
         self._report: Report | None = None
         # What the model did before, to be called, and what its own attributes were, to be restored.
         self._before: dict[str, Callable[..., Any]] = {
