@@ -235,6 +235,9 @@ class Lazy:
     ) -> None:
         """Called by generate before it does anything."""
         refuse_generation(generation_mode, generation_config)
+        # All chunks of a prompt are one step: only the last token says which of them matter. The
+        # decoder bounds what many rows need by itself.
+        generation_config.prefill_chunk_size = None
         self._before["_validate_generation_mode"](
             generation_mode, generation_config, generation_mode_kwargs
         )
@@ -244,7 +247,8 @@ class Lazy:
     ) -> dict[str, Any]:
         """Called by generate after every step."""
         cache = getattr(outputs, CACHE_NAME)
-        if isinstance(cache, LazyCache):
+        # With drafts, generate adds to the mask before a step, too.
+        if isinstance(cache, LazyCache) and "num_new_tokens" not in kwargs:
             cache.follow(model_kwargs)
         updated: dict[str, Any] = self._before["_update_model_kwargs_for_generation"](
             outputs, model_kwargs, *args, **kwargs

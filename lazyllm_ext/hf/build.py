@@ -29,16 +29,14 @@ def build_decoder(
     resolved = PruningSchedule.load(schedule).resolve(
         [window == 0 for window in windows], getattr(config, "name_or_path", None)
     )
-    kinds = list(parts.rotary.layer_types) if family.rope_per_layer_type else [None]
+    kinds = list(getattr(parts.rotary, "layer_types", [None]))  # one for every type, or for all
     ropes = [_rotary(parts.rotary, kind, parts.attentions[0], family) for kind in kinds]
     lazy_layers = []
     for number, attention in enumerate(parts.attentions):
         if not family.rotates(attention):
             rope = len(kinds)
-        elif family.rope_per_layer_type:
-            rope = kinds.index(config.layer_types[number])
         else:
-            rope = 0
+            rope = 0 if kinds == [None] else kinds.index(config.layer_types[number])
         window = windows[number]
         lazy_layers.append(
             _layer(parts.layers[number], attention, family, config, window, rope, export)

@@ -66,6 +66,7 @@ class LazyCache(Cache):
         self.mask_follows = False
         # Whether generate was given no positions, so that a token's is its index.
         self.counts_positions = False
+        self.generating = False
         self.turn: Turn | None = None
 
     # What happened to the tokens
@@ -105,8 +106,9 @@ class LazyCache(Cache):
             )
 
     def begin_generation(self, positions_given: bool) -> None:
-        """The next forward, however short, is a prompt."""
+        """The next forward, however short, is a prompt, and those after it are steps."""
         self.turn = None
+        self.generating = True
         self.counts_positions = not positions_given
 
     def follow(self, model_kwargs: dict[str, Any]) -> None:
@@ -122,7 +124,7 @@ class LazyCache(Cache):
 
     def end_generation(self) -> None:
         """generate is done, finished or not."""
-        self.mask_follows = self.counts_positions = False
+        self.mask_follows = self.counts_positions = self.generating = False
 
     # What transformers asks of a cache
 
@@ -147,8 +149,8 @@ class LazyCache(Cache):
 
     @property
     def is_croppable(self) -> bool:
-        """Whether crop leaves no trace: without boundaries, since revived tokens stay computed."""
-        return not self.plan.boundary_layers
+        """Always; what cropped tokens added to the importance of others stays."""
+        return True
 
     @property
     def is_sliding(self) -> list[bool]:
@@ -188,15 +190,14 @@ class LazyCache(Cache):
         """Remove the newest columns.
 
         Args:
-            tokens_to_remove: minus the number of columns, as in transformers' caches.
+            tokens_to_remove: minus the number of columns, as in transformers' caches. A positive
+                number is how many stay, as transformers before 5.23 has it.
 
         Raises:
-            ValueError: a positive number, or more columns than there are.
+            ValueError: more columns than there are.
         """
         if tokens_to_remove > 0:
-            raise ValueError(
-                f"crop: expected minus the number of newest tokens, got {tokens_to_remove}"
-            )
+            tokens_to_remove = min(tokens_to_remove - self.columns, 0)
         if -tokens_to_remove > self.columns:
             raise ValueError(
                 f"crop: expected at most {self.columns} tokens, got {-tokens_to_remove}"

@@ -35,7 +35,7 @@ def check_model(model: Any) -> Family:
         raise ValueError("model: config.is_causal: expected True, got False")
     _check_layer_types(model.config)
     _check_structure(model, family)
-    _check_rope(getattr(model, family.base).rotary_emb, family)
+    _check_rope(getattr(model, family.base).rotary_emb)
     return family
 
 
@@ -130,9 +130,9 @@ def _check_layer_types(config: Any) -> None:
             )
 
 
-def _check_rope(rotary: Any, family: Family) -> None:
-    kinds = rotary.rope_type.values() if family.rope_per_layer_type else [rotary.rope_type]
-    for kind in kinds:
+def _check_rope(rotary: Any) -> None:
+    kinds = rotary.rope_type  # one for every type of layer, or for all
+    for kind in kinds.values() if isinstance(kinds, dict) else [kinds]:
         if kind not in _ROPE_TYPES:
             raise ValueError(
                 f"model: rope_type: expected {', '.join(_ROPE_TYPES)}, got {kind!r}, "

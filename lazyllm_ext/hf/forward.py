@@ -92,7 +92,7 @@ def run(
             f"got {state.keys[0].dtype} on {state.keys[0].device}"
         )
     turn = cache.turn
-    if turn is None or columns > 1:
+    if turn is None or (columns > 1 and not cache.generating):
         turn = Turn(
             started=started,
             cached_tokens=list(state.host_length),
@@ -107,7 +107,8 @@ def run(
     if turn is cache.turn:
         turn.end_step()
     else:
-        turn.end_prompt(state)
+        # What generate wants logits of beside the prompt's last token is a draft.
+        turn.end_prompt(state, drafted=kept - 1 if cache.generating else 0)
         cache.turn = turn
     cache.running = False
     return rows.unpack(logits, kept)

@@ -31,15 +31,16 @@ class Turn:
     context_tokens: list[int] = field(default_factory=list)  # n of each sequence with the prompt
     finished: int = 0  # tokens computed in the last layer to the end, all of the context
     prompt_done: float = 0.0
-    steps: int = 0  # single tokens after the prompt
+    steps: int = 0  # calls after the prompt
     last_done: float = 0.0
 
-    def end_prompt(self, state: LazyState) -> None:
+    def end_prompt(self, state: LazyState, drafted: int) -> None:
+        """The prompt is computed, and after it so many tokens that only may be generated ones."""
         device = state.length.device
         if device.type == "cuda":
             torch.cuda.synchronize(device)  # once per generation: now the logits are there
         self.prompt_done = self.last_done = perf_counter()
-        self.context_tokens = list(state.host_length)
+        self.context_tokens = [length - drafted for length in state.host_length]
         self.finished = sum(state.finished)
 
     def end_step(self) -> None:
@@ -80,11 +81,11 @@ class Report:
         sequences: size of the batch.
         prompt_tokens: new tokens of the prompt.
         cached_tokens: tokens that the cache held before the prompt.
-        generated_tokens: tokens whose logits were computed, one for the prompt and one for each
-            step after it.
+        generated_tokens: the token that the prompt gave and those computed after it, of every
+            sequence.
         ttft_seconds: from the entry of the prompt's forward to its logits.
         decode_seconds: from the prompt's logits to the last ones, the sampling between included.
-        decode_seconds_per_token: of one step; None where there was none.
+        decode_seconds_per_token: of one token of each sequence; None where there was no step.
         decode_tokens_per_second: of all sequences together; None where there was none.
         tokens_total: tokens that the cache holds, computed or waiting.
         tokens_per_stage: tokens whose keys and values exist, for the stages 0 to S.
@@ -138,17 +139,18 @@ def make_report(
     context = sum(turn.context_tokens)
     of_context = _per_layer(spec, _context_per_stage(state, turn), turn.finished)
     decode_seconds = turn.last_done - turn.prompt_done
+    later = sum(state.host_length) - context  # generated and computed, after the prompt
     return Report(
         schedule=schedule.to_dict(),
         boundary_layers=list(boundary_layers),
         sequences=sequences,
         prompt_tokens=context - sum(turn.cached_tokens),
         cached_tokens=sum(turn.cached_tokens),
-        generated_tokens=(1 + turn.steps) * sequences,
+        generated_tokens=later + sequences,
         ttft_seconds=turn.prompt_done - turn.started,
         decode_seconds=decode_seconds,
-        decode_seconds_per_token=decode_seconds / turn.steps if turn.steps else None,
-        decode_tokens_per_second=turn.steps * sequences / decode_seconds if turn.steps else None,
+        decode_seconds_per_token=decode_seconds * sequences / later if later else None,
+        decode_tokens_per_second=later / decode_seconds if later else None,
         tokens_total=sum(state.host_length),
         tokens_per_stage=per_stage,
         tokens_per_layer=_per_layer(spec, per_stage, sum(state.finished)),

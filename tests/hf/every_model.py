@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+import transformers
 from helpers import tiny
 from torch import nn
 from transformers import AutoModelForCausalLM
@@ -24,6 +25,11 @@ from .tiny import assert_same_generation, generate, left_padded
 
 # model type -> its class, as transformers maps them.
 EVERY_TYPE: dict[str, str] = dict(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+# Types that have another layout in older versions of transformers, and are refused there.
+OLD = tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 23)
+REFUSED_HERE = ["gpt_neox", "nemotron"] if OLD else []
+HERE = [kind for kind in SUPPORTED if kind in EVERY_TYPE and kind not in REFUSED_HERE]
 
 _SLIDING = {"sliding_window": 7, "layer_types": ["sliding_attention", "full_attention"] * 2}
 _ROPES = {
@@ -81,7 +87,7 @@ _OWN: dict[str, dict[str, Any]] = {
     },
     "exaone4": _SLIDING,
     "exaone_moe": {"mlp_layer_types": ["dense", "sparse"] * 2, **_SLIDING},
-    "olmo3": {"rope_parameters": _ROPES, **_SLIDING},
+    "olmo3": {"rope_parameters": _ROPES["full_attention"] if OLD else _ROPES, **_SLIDING},
     "gemma2": {"attn_logit_softcapping": 2.0, "query_pre_attn_scalar": 20, **_SLIDING},
     "gemma3_text": {"query_pre_attn_scalar": 20, "final_logit_softcapping": 15.0, **_SLIDING},
     "vaultgemma": {"attn_logit_softcapping": 2.0, "query_pre_attn_scalar": 20, **_SLIDING},

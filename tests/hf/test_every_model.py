@@ -15,10 +15,17 @@ import lazyllm_ext
 from lazyllm_ext.hf import SUPPORTED
 from lazyllm_ext.hf.families import REASONS
 
-from .every_model import EVERY_TYPE, VARIANTS, check_right, refusal, row, tiny_of
+from .every_model import (
+    EVERY_TYPE,
+    HERE,
+    REFUSED_HERE,
+    VARIANTS,
+    check_right,
+    refusal,
+    row,
+    tiny_of,
+)
 from .tiny import generate, left_padded
-
-HERE = [kind for kind in SUPPORTED if kind in EVERY_TYPE]  # an older transformers lacks some
 
 
 @pytest.mark.parametrize("kind", HERE)
@@ -36,6 +43,12 @@ def test_right_in_another_configuration(kind: str, name: str) -> None:
 @pytest.mark.parametrize("kind", sorted(set(EVERY_TYPE) - set(SUPPORTED)))
 def test_refused_by_name(kind: str) -> None:
     assert refusal(kind)
+
+
+def test_another_layout_is_refused() -> None:
+    for kind in REFUSED_HERE:
+        with pytest.raises(ValueError, match="expected the modules"):
+            lazyllm_ext.apply(tiny_of(kind), "dense")
 
 
 def test_no_reason_for_what_is_supported() -> None:

@@ -97,7 +97,6 @@ class Family:
         rotates: attention module -> whether its layer has a rotary embedding.
         interleaved: the components that are rotated together are neighbours, not halves.
         partial_rotary: only the first dimensions of a head are rotated.
-        rope_per_layer_type: rotary embeddings differ by the layer's type.
         window: attention module -> its sliding window in tokens, 0 for full attention.
         parallel: configuration -> whether attention and MLP both read the layer's input.
         attention_softcap: configuration -> soft cap of the attention's logits, None for none.
@@ -132,7 +131,6 @@ class Family:
     rotates: Callable[[Any], bool] = always
     interleaved: bool = False
     partial_rotary: bool = False
-    rope_per_layer_type: bool = False
     window: Callable[[Any], int] = full_attention
     parallel: Callable[[Any], bool] = never
     attention_softcap: Callable[[Any], float | None] = no_softcap

@@ -109,9 +109,7 @@ FAMILIES: dict[str, Callable[[], Family]] = {
     "glm4_moe": layout("glm4_moe", "Glm4Moe", partial_rotary=True, **_HEADS),
     "hunyuan_v1_dense": layout("hunyuan_v1_dense", "HunYuanDenseV1", **_LATE_HEADS),
     "hunyuan_v1_moe": layout("hunyuan_v1_moe", "HunYuanMoEV1", **_LATE_HEADS),
-    "mellum": layout(
-        "mellum", "Mellum", window=window_of_layer, rope_per_layer_type=True, **_HEADS
-    ),
+    "mellum": layout("mellum", "Mellum", window=window_of_layer, **_HEADS),
     "minimax_m2": layout("minimax_m2", "MiniMaxM2", partial_rotary=True, **_ALL_HEADS),
     "olmoe": layout("olmoe", "Olmoe", refuse=_CLIPPED, **_ALL_HEADS),
     "qwen3": layout("qwen3", "Qwen3", window=window_of_layer, **_HEADS),
@@ -146,7 +144,6 @@ FAMILIES: dict[str, Callable[[], Family]] = {
         "Olmo3",
         norms=_AFTER,
         window=window_of_layer,
-        rope_per_layer_type=True,
         **_ALL_HEADS,
     ),
     "exaone4": layout("exaone4", "Exaone4", norms=_AFTER, **_EXAONE),
@@ -177,7 +174,6 @@ FAMILIES: dict[str, Callable[[], Family]] = {
         embedding="Gemma3TextScaledWordEmbedding",
         norms=_SANDWICH,
         window=window_of_layer,
-        rope_per_layer_type=True,
         refuse=_BIDIRECTIONAL,
         **_HEADS,
         **_GEMMA,
