@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
@@ -26,6 +27,7 @@ from .refuse import (
     refuse_unknown_arguments,
 )
 from .report import Report
+from .saved import load, model_fingerprint, save
 
 # Attributes of the model that an instance of Lazy stands in for, by its own methods' names.
 _REPLACED = (
@@ -122,6 +124,62 @@ class Lazy:
     def new_cache(self) -> LazyCache:
         """An empty cache, for single calls of the model as `past_key_values`."""
         return LazyCache(self._plan)
+
+    def prefill(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *,
+        inputs_embeds: Tensor | None = None,
+        position_ids: Tensor | None = None,
+    ) -> LazyCache:
+        """Read a document once, for many questions.
+
+        Hand a copy to each: `generate(document_and_question, past_key_values=cache.copy())`. A
+        question chooses its own tokens among all of the document's: what its last tokens did not
+        find important waits, and comes back where it turns out to matter.
+
+        Args:
+            input_ids: [B, columns] int64, or
+            inputs_embeds: [B, columns, hidden].
+            attention_mask: [B, columns], 0 where there is no token.
+            position_ids: [B, columns]; by default they count the tokens of each sequence.
+
+        Raises:
+            ValueError: as a call of the model does.
+        """
+        out = self.forward(
+            input_ids,
+            attention_mask,
+            position_ids,
+            inputs_embeds=inputs_embeds,
+            use_cache=True,
+            logits_to_keep=1,
+            return_dict=True,
+        )
+        cache: LazyCache = getattr(out, CACHE_NAME)
+        return cache
+
+    def save(self, cache: LazyCache, path: str | os.PathLike[str]) -> None:
+        """Write a cache of this model to a safetensors file, for `load`.
+
+        Raises:
+            ValueError: a cache of another `apply`, an empty one, or one that is not complete.
+            OSError: the file cannot be written.
+        """
+        save(usable_cache(cache, self._plan), model_fingerprint(self.model, self.decoder), path)
+
+    def load(self, path: str | os.PathLike[str]) -> LazyCache:
+        """A cache that `save` wrote, in this process or another one.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: another kind of file, or one of another model, other weights, another
+                schedule or dtype.
+        """
+        weight = self.model.get_input_embeddings().weight
+        model = model_fingerprint(self.model, self.decoder)
+        return load(path, self._plan, model, weight.dtype, weight.device)
 
     def remove(self) -> None:
         """Make the model what it was. Nothing happens where that is done already.

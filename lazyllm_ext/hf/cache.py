@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -68,6 +69,11 @@ class LazyCache(Cache):
         self.counts_positions = False
         self.generating = False
         self.turn: Turn | None = None
+
+    def copy(self) -> LazyCache:
+        """A cache that goes on from here by itself, in memory of its own."""
+        self.check_usable()
+        return copy.deepcopy(self)
 
     # What happened to the tokens
 

@@ -1,6 +1,7 @@
 """The one place that knows LazyLLM's bookkeeping."""
 
 from .edit import crop_, select_sequences
+from .saving import from_tensors, to_tensors
 from .stores import (
     enter_stage_,
     give_back_,
@@ -36,6 +37,7 @@ __all__ = [
     "computed_per_stage",
     "crop_",
     "enter_stage_",
+    "from_tensors",
     "give_back_",
     "kv_nbytes",
     "lengths",
@@ -48,6 +50,7 @@ __all__ = [
     "table_columns",
     "table_nbytes",
     "take_waiting_",
+    "to_tensors",
     "waiting",
     "waiting_per_boundary",
     "write_",
