@@ -95,11 +95,11 @@ class Lazy:
         loaded = PruningSchedule.load(schedule)
         self.model = model
         self.schedule = loaded.for_model(getattr(model.config, "name_or_path", None))
-        self.decoder: LazyDecoder = build_decoder(model, self.schedule, checked=checked)
-        boundary_layers = [
-            layer for layer, number in enumerate(self.decoder.boundary_at) if number >= 0
-        ]
-        self._plan = Plan(self.decoder.spec, self.schedule, tuple(boundary_layers))
+        self._checked = checked
+        # The decoder of each schedule: the one applied, and those of single calls.
+        self._decoders: dict[Plan, LazyDecoder] = {}
+        self._plan = self._add_plan(self.schedule)
+        self.decoder = self._decoders[self._plan]
         self._parts = taken_from(model, family)
         self._report: Report | None = None
         # What the model did before, to be called, and what its own attributes were, to be restored.
@@ -109,6 +109,34 @@ class Lazy:
         self._own = {name: model.__dict__[name] for name in _REPLACED if name in model.__dict__}
         for name in _REPLACED:
             model.__dict__[name] = getattr(self, name)
+
+    def _add_plan(self, schedule: PruningSchedule) -> Plan:
+        decoder: LazyDecoder = build_decoder(self.model, schedule, checked=self._checked)
+        boundary_layers = [layer for layer, number in enumerate(decoder.boundary_at) if number >= 0]
+        plan = Plan(decoder.spec, schedule, tuple(boundary_layers))
+        self._decoders[plan] = decoder
+        return plan
+
+    def _plan_for(self, schedule: Any) -> Plan:
+        """The plan of a call's own schedule; None: the one applied."""
+        if schedule is None:
+            return self._plan
+        loaded = PruningSchedule.load(schedule)
+        own = loaded.for_model(getattr(self.model.config, "name_or_path", None))
+        for plan in list(self._decoders):
+            if plan.schedule == own:
+                return plan
+        return self._add_plan(own)
+
+    def _cache_for(self, given: Any, schedule: Any) -> LazyCache:
+        """The cache of a call: the one given, or a new one for its schedule."""
+        plan = self._plan_for(schedule)
+        cache = usable_cache(given, plan, self._decoders)
+        if schedule is not None and cache.plan is not plan:
+            raise ValueError(
+                "lazy_schedule: expected the schedule that the cache was begun with, got another"
+            )
+        return cache
 
     def report(self) -> Report:
         """What the last finished `generate` did: tokens, times, memory.
@@ -132,6 +160,7 @@ class Lazy:
         *,
         inputs_embeds: Tensor | None = None,
         position_ids: Tensor | None = None,
+        lazy_schedule: Any = None,
     ) -> LazyCache:
         """Read a document once, for many questions.
 
@@ -144,6 +173,8 @@ class Lazy:
             inputs_embeds: [B, columns, hidden].
             attention_mask: [B, columns], 0 where there is no token.
             position_ids: [B, columns]; by default they count the tokens of each sequence.
+            lazy_schedule: the schedule of this document and its questions, anything that `apply`
+                takes; by default the one applied.
 
         Raises:
             ValueError: as a call of the model does.
@@ -156,6 +187,7 @@ class Lazy:
             use_cache=True,
             logits_to_keep=1,
             return_dict=True,
+            lazy_schedule=lazy_schedule,
         )
         cache: LazyCache = getattr(out, CACHE_NAME)
         return cache
@@ -167,10 +199,14 @@ class Lazy:
             ValueError: a cache of another `apply`, an empty one, or one that is not complete.
             OSError: the file cannot be written.
         """
-        save(usable_cache(cache, self._plan), model_fingerprint(self.model, self.decoder), path)
+        usable = usable_cache(cache, self._plan, self._decoders)
+        save(usable, model_fingerprint(self.model, self.decoder), path)
 
-    def load(self, path: str | os.PathLike[str]) -> LazyCache:
+    def load(self, path: str | os.PathLike[str], *, lazy_schedule: Any = None) -> LazyCache:
         """A cache that `save` wrote, in this process or another one.
+
+        Args:
+            lazy_schedule: the one that it was read with; by default the one applied.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -179,7 +215,8 @@ class Lazy:
         """
         weight = self.model.get_input_embeddings().weight
         model = model_fingerprint(self.model, self.decoder)
-        return load(path, self._plan, model, weight.dtype, weight.device)
+        plan = self._plan_for(lazy_schedule)
+        return load(path, plan, model, weight.dtype, weight.device)
 
     def remove(self) -> None:
         """Make the model what it was. Nothing happens where that is done already.
@@ -230,6 +267,7 @@ class Lazy:
         return_dict: bool | None = None,
         *,
         past_key_values: Any = None,
+        lazy_schedule: Any = None,
         **kwargs: Any,
     ) -> Any:
         """One call of the model, as transformers' causal language models take it.
@@ -237,19 +275,20 @@ class Lazy:
         Two things are different. A token whose mask is 0 does not exist; `position_ids` that are
         not given count the tokens of each sequence. And `logits_to_keep` must be at least 1 for
         more than one new token, unless the schedule has no boundary. The cache may be given by
-        transformers' newer or older name.
+        transformers' newer or older name. `lazy_schedule` is one for this call and those that go on
+        from its cache, anything that `apply` takes.
         """
         refuse_forward_arguments({"labels": labels, "inputs_embeds": inputs_embeds, **kwargs})
         refuse_unknown_arguments(kwargs)
         check_mode(self.model)
         config = self.model.config
-        cache = usable_cache(_one_cache(cache, past_key_values), self._plan)
+        cache = self._cache_for(_one_cache(cache, past_key_values), lazy_schedule)
         if cache.state is None:
             self._check_parts()
         # Not in inference mode: a state made there could not be changed by a later call outside.
         with torch.inference_mode(False), torch.no_grad():
             logits = run(
-                self.decoder,
+                self._decoders[cache.plan],
                 getattr(config, "max_position_embeddings", None),
                 cache,
                 input_ids,
@@ -263,7 +302,11 @@ class Lazy:
         return output(logits, cache if keeps_cache else None, as_dict)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """transformers' generate, with a cache of ours and a report at the end."""
+        """transformers' generate, with a cache of ours and a report at the end.
+
+        `lazy_schedule`: a schedule for this generation and the turns that go on from its cache,
+        anything that `apply` takes; by default the one applied.
+        """
         signature = inspect.signature(type(self.model).generate)
         arguments = signature.bind(self.model, *args, **kwargs).arguments
         del arguments["self"]
@@ -271,7 +314,7 @@ class Lazy:
         refuse_generate_arguments(arguments)
         check_mode(self.model)
         given = _one_cache(arguments.pop("cache", None), arguments.pop("past_key_values", None))
-        cache = usable_cache(given, self._plan)
+        cache = self._cache_for(given, arguments.pop("lazy_schedule", None))
         if cache.columns:
             refuse_turn(arguments, cache.columns)
         cache.begin_generation(arguments.get("position_ids") is not None)

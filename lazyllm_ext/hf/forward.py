@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from time import perf_counter
 from typing import Any
 
@@ -19,8 +20,12 @@ from .refuse import refuse_context
 from .report import Turn
 
 
-def usable_cache(past: Any, plan: Plan) -> LazyCache:
+def usable_cache(past: Any, plan: Plan, known: Container[Plan]) -> LazyCache:
     """The cache to go on with: the one given, or a new one for none or for an empty DynamicCache.
+
+    Args:
+        plan: of a new one.
+        known: the plans of this `apply`.
 
     Raises:
         ValueError: any other cache, one of another `apply`, or one that is not complete.
@@ -28,7 +33,7 @@ def usable_cache(past: Any, plan: Plan) -> LazyCache:
     if past is None:
         return LazyCache(plan)
     if isinstance(past, LazyCache):
-        if past.plan is not plan:
+        if past.plan not in known:
             raise ValueError(
                 f"{CACHE_NAME}: expected a cache of this lazyllm_ext.apply, got another one's"
             )
