@@ -19,6 +19,7 @@ from .cache import CACHE_NAME, LazyCache, Plan
 from .checks import check_mode
 from .families import family_of
 from .forward import output, run, usable_cache
+from .progress import tell_watcher
 from .refuse import (
     refuse_forward_arguments,
     refuse_generate_arguments,
@@ -75,7 +76,7 @@ class Lazy:
     Attributes:
         model: the model.
         schedule: the schedule that was asked for, and that of this model if it holds one.
-        decoder: the decoder loop; `decoder.on_layer` can be set to watch a prefill.
+        decoder: the decoder loop.
     """
 
     def __init__(self, model: Any, schedule: Any, *, checked: bool = False):
@@ -113,6 +114,7 @@ class Lazy:
     def _add_plan(self, schedule: PruningSchedule) -> Plan:
         decoder: LazyDecoder = build_decoder(self.model, schedule, checked=self._checked)
         boundary_layers = [layer for layer, number in enumerate(decoder.boundary_at) if number >= 0]
+        decoder.on_layer = tell_watcher
         plan = Plan(decoder.spec, schedule, tuple(boundary_layers))
         self._decoders[plan] = decoder
         return plan
@@ -305,7 +307,8 @@ class Lazy:
         """transformers' generate, with a cache of ours and a report at the end.
 
         `lazy_schedule`: a schedule for this generation and the turns that go on from its cache,
-        anything that `apply` takes; by default the one applied.
+        anything that `apply` takes; by default the one applied. `lazy_progress`: called with a
+        `Progress` after every layer of the prompt; what it raises ends the generation.
         """
         signature = inspect.signature(type(self.model).generate)
         arguments = signature.bind(self.model, *args, **kwargs).arguments
@@ -315,9 +318,12 @@ class Lazy:
         check_mode(self.model)
         given = _one_cache(arguments.pop("cache", None), arguments.pop("past_key_values", None))
         cache = self._cache_for(given, arguments.pop("lazy_schedule", None))
+        progress = arguments.pop("lazy_progress", None)
+        if progress is not None and not callable(progress):
+            raise TypeError(f"lazy_progress: expected a function, got {type(progress).__name__}")
         if cache.columns:
             refuse_turn(arguments, cache.columns)
-        cache.begin_generation(arguments.get("position_ids") is not None)
+        cache.begin_generation(arguments.get("position_ids") is not None, progress)
         arguments[CACHE_NAME] = cache
         try:
             result = self._before["generate"](**arguments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -21,6 +22,7 @@ from lazyllm_ext.state import (
     select_sequences,
 )
 
+from .progress import Progress
 from .report import Report, Turn, make_report
 
 # What transformers calls a cache in its arguments and outputs: `cache` since 5.24.
@@ -68,6 +70,7 @@ class LazyCache(Cache):
         # Whether generate was given no positions, so that a token's is its index.
         self.counts_positions = False
         self.generating = False
+        self.progress: Callable[[Progress], object] | None = None  # of this generation's prompt
         self.turn: Turn | None = None
 
     def copy(self) -> LazyCache:
@@ -111,8 +114,11 @@ class LazyCache(Cache):
                 "interrupted or is still running; reset() it or start without a cache"
             )
 
-    def begin_generation(self, positions_given: bool) -> None:
+    def begin_generation(
+        self, positions_given: bool, progress: Callable[[Progress], object] | None
+    ) -> None:
         """The next forward, however short, is a prompt, and those after it are steps."""
+        self.progress = progress
         self.turn = None
         self.generating = True
         self.counts_positions = not positions_given
@@ -131,6 +137,7 @@ class LazyCache(Cache):
     def end_generation(self) -> None:
         """generate is done, finished or not."""
         self.mask_follows = self.counts_positions = self.generating = False
+        self.progress = None
 
     # What transformers asks of a cache
 

@@ -16,6 +16,7 @@ from lazyllm_ext.state import revived
 
 from .cache import CACHE_NAME, LazyCache, Plan
 from .inputs import Rows, find_positions, find_rows
+from .progress import watched
 from .refuse import refuse_context
 from .report import Turn
 
@@ -105,7 +106,9 @@ def run(
         )
     cache.running = True  # until the step is done: an interrupted one leaves the cache useless
     cache.state = state
-    logits = decoder.step(hidden, positions, rows.counts, state, kept)
+    progress = cache.progress if turn is not cache.turn else None
+    with watched(progress, decoder, sum(rows.counts)):
+        logits = decoder.step(hidden, positions, rows.counts, state, kept)
     cache.columns += columns
     cache.absent = rows.absent
     cache.mask_follows = False

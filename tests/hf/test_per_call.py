@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
+import threading
 from typing import Any
 
 import pytest
@@ -81,3 +83,47 @@ def test_each_sequence_as_it_is_alone(ids: Tensor) -> None:
         assert of_all == getattr(together, name)
     written = json.loads(together.to_json())["per_sequence"]
     assert [entry["prompt_tokens"] for entry in written] == [13, 5, 9]
+
+
+class TestProgress:
+    def test_every_layer_of_the_prompt(self, model: nn.Module, ids: Tensor) -> None:
+        lazyllm_ext.apply(model, PRUNING)
+        seen: list[Any] = []
+        generate(model, input_ids=ids, lazy_progress=seen.append)
+        assert [step.layers_done for step in seen] == [1, 2, 3, 4]
+        assert [step.tokens_in_layer for step in seen] == [39, 3 * 8, 3 * 4, 3]
+        assert {(step.layers, step.tokens) for step in seen} == {(4, 39)}
+        assert all(one.seconds < other.seconds for one, other in itertools.pairwise(seen))
+        assert seen[-1].remaining_seconds == 0 < seen[0].remaining_seconds
+        generate(model, input_ids=ids)
+        assert len(seen) == 4  # that call only
+
+    def test_each_thread_sees_its_own(self, model: nn.Module, ids: Tensor) -> None:
+        lazyllm_ext.apply(model, PRUNING)
+        seen: list[list[Any]] = [[], []]
+
+        def work(i: int) -> None:
+            for _ in range(3):
+                generate(model, input_ids=ids[: i + 1], lazy_progress=seen[i].append)
+
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for i in range(2):
+            assert [step.tokens for step in seen[i]] == [13 * (i + 1)] * 12
+
+    def test_it_can_end_the_generation(self, model: nn.Module, ids: Tensor) -> None:
+        lazyllm_ext.apply(model, PRUNING)
+        expected = generate(model, input_ids=ids)
+
+        def stop(step: Any) -> None:
+            if step.layers_done == 2:
+                raise TimeoutError
+
+        with pytest.raises(TimeoutError):
+            generate(model, input_ids=ids, lazy_progress=stop)
+        assert_same_generation(generate(model, input_ids=ids), expected, tolerance=0)
+        with pytest.raises(TypeError, match="lazy_progress: expected a function, got int"):
+            generate(model, input_ids=ids, lazy_progress=3)
