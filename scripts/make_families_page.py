@@ -15,9 +15,7 @@ import transformers
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from hf.every_model import EVERY_TYPE, VARIANTS, check_right, row, tiny_of  # noqa: E402
-
-from lazyllm_ext.hf import SUPPORTED  # noqa: E402
+from hf.every_model import EVERY_TYPE, HERE, VARIANTS, check_right, row, tiny_of  # noqa: E402
 
 PAGE = """# Families
 
@@ -41,14 +39,13 @@ LayerNorm, plain linear layers and a gated MLP, and refuses the rest by name.
 
 
 def main() -> None:
-    right = sorted(set(SUPPORTED) & set(EVERY_TYPE))
-    for kind in right:
+    for kind in HERE:
         for fields in ({}, *VARIANTS.get(kind, {}).values()):
             check_right(tiny_of(kind, **fields))
     text = PAGE.format(
         version=transformers.__version__,
-        right=len(right),
-        refused=len(EVERY_TYPE) - len(right),
+        right=len(HERE),
+        refused=len(EVERY_TYPE) - len(HERE),
         rows="\n".join(map(row, sorted(EVERY_TYPE))),
     )
     (ROOT / "docs" / "families.md").write_text(text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import nn
 
 from lazyllm_ext.decoder import LazyDecoder, LazyLayer, RMSNorm, Rotary
@@ -29,26 +30,29 @@ def build_decoder(
     resolved = PruningSchedule.load(schedule).resolve(
         [window == 0 for window in windows], getattr(config, "name_or_path", None)
     )
-    kinds = list(getattr(parts.rotary, "layer_types", [None]))  # one for every type, or for all
+    # One rotary embedding for every type of layers, or for all; none at all is an empty list.
+    kinds: list[str | None] = []
+    if parts.rotary is not None:
+        kinds = list(getattr(parts.rotary, "layer_types", [None]))
     ropes = [_rotary(parts.rotary, kind, parts.attentions[0], family) for kind in kinds]
     lazy_layers = []
     for number, attention in enumerate(parts.attentions):
-        if not family.rotates(attention):
-            rope = len(kinds)
-        else:
+        rope = len(kinds)
+        if kinds and family.rotates(attention):
             rope = 0 if kinds == [None] else kinds.index(config.layer_types[number])
         window = windows[number]
         lazy_layers.append(
             _layer(parts.layers[number], attention, family, config, window, rope, export)
         )
     if any(layer.rope == len(kinds) for layer in lazy_layers):
-        ropes.append(Rotary(ropes[0].inv_freq[:0]))  # rotates nothing
+        ropes.append(Rotary(torch.empty(0, device=model.device)))  # rotates nothing
     return LazyDecoder(
         embed=_embedding(parts.embed, family) if export else parts.embed,
         layers=lazy_layers,
         norm=_norm(parts.norm, family, export),
         lm_head=_linear(model.lm_head, "lm_head") if export else model.lm_head,
         ropes=list(ropes),
+        position_embed=parts.positions,
         schedule=resolved,
         hidden_size=config.hidden_size,
         embed_scale=family.embed_scale(config),
@@ -65,8 +69,10 @@ def taken_from(model: Any, family: Family) -> list[tuple[dict[str, Any], str, An
     """
     parts = parts_of_model(model, family)
     taken = [(model._modules, "lm_head")]
-    taken += [(parts.base._modules, name) for name in (family.final_norm, family.embed_name)]
-    taken += [(parts.rotary._buffers, name) for name in parts.rotary._buffers]
+    in_base = family.base_children() - {family.layers_name}
+    taken += [(parts.base._modules, name) for name in in_base]
+    if parts.rotary is not None:
+        taken += [(parts.rotary._buffers, name) for name in parts.rotary._buffers]
     norms = [parts.norm]
     for layer, attention in zip(parts.layers, parts.attentions, strict=True):
         own = family.layer_norms(layer)
@@ -90,7 +96,7 @@ def _layer(
     rope: int,
     export: bool,
 ) -> LazyLayer:
-    norms = [_named_norm(layer, name, family, export) for name in family.norms]
+    norms = [_named_norm(layer, name, family, export) for name in family.norm_names(layer)]
     q_norm, k_norm = (
         _named_norm(attention, name, family, export) for name in family.head_norms or ("", "")
     )
@@ -106,7 +112,7 @@ def _layer(
         num_heads=config.num_attention_heads,
         num_kv_heads=family.kv_heads(config),
         head_dim=_head_dim(attention),
-        scale=attention.scaling,
+        scale=family.scale(attention),
         window=window,
         softcap=family.attention_softcap(config) or 0.0,
         rope=rope,

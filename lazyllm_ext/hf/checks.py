@@ -35,7 +35,8 @@ def check_model(model: Any) -> Family:
         raise ValueError("model: config.is_causal: expected True, got False")
     _check_layer_types(model.config)
     _check_structure(model, family)
-    _check_rope(getattr(model, family.base).rotary_emb)
+    if family.rotary is not None:
+        _check_rope(getattr(model, family.base).rotary_emb)
     return family
 
 
@@ -72,11 +73,13 @@ def _check_structure(model: Any, family: Family) -> None:
     where = f"model.{family.base}"
     base = getattr(model, family.base)
     check_module(where, base, family.base_model)
-    in_base = {family.embed_name, family.layers_name, family.final_norm, "rotary_emb"}
-    _check_children(base, where, in_base)
+    _check_children(base, where, family.base_children())
     parts = parts_of_model(model, family)
     check_module(f"{where}.{family.final_norm}", parts.norm, family.norm)
-    check_module(f"{where}.rotary_emb", parts.rotary, family.rotary)
+    if family.rotary is not None:
+        check_module(f"{where}.rotary_emb", parts.rotary, family.rotary)
+    if parts.positions is not None:
+        check_module(f"{where}.{family.positions_name}", parts.positions, nn.Embedding)
     for number, (layer, attention) in enumerate(zip(parts.layers, parts.attentions, strict=True)):
         of_layer = f"{where}.{family.layers_name}[{number}]"
         check_module(of_layer, layer, family.decoder_layer)

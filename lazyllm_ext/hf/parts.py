@@ -10,10 +10,14 @@ from .families import Family
 
 @dataclass(frozen=True)
 class Parts:
-    """What a decoder is made of; the layers that the configuration counts, and their attentions."""
+    """What a decoder is made of; the layers that the configuration counts, and their attentions.
+
+    `positions` or `rotary` is None.
+    """
 
     base: Any
     embed: Any
+    positions: Any
     layers: list[Any]
     attentions: list[Any]
     norm: Any
@@ -26,8 +30,9 @@ def parts_of_model(model: Any, family: Family) -> Parts:
     return Parts(
         base=base,
         embed=getattr(base, family.embed_name),
+        positions=getattr(base, family.positions_name) if family.positions_name else None,
         layers=layers,
         attentions=[getattr(layer, family.attention_name) for layer in layers],
         norm=getattr(base, family.final_norm),
-        rotary=base.rotary_emb,
+        rotary=None if family.rotary is None else base.rotary_emb,
     )

@@ -29,7 +29,12 @@ EVERY_TYPE: dict[str, str] = dict(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 # Types that have another layout in older versions of transformers, and are refused there.
 OLD = tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 23)
 REFUSED_HERE = ["gpt_neox", "nemotron"] if OLD else []
-HERE = [kind for kind in SUPPORTED if kind in EVERY_TYPE and kind not in REFUSED_HERE]
+HERE = sorted(
+    kind
+    for kind in EVERY_TYPE
+    if CONFIG_MAPPING[kind].model_type in SUPPORTED and kind not in REFUSED_HERE
+)
+REFUSED = sorted({*EVERY_TYPE} - {*HERE, *REFUSED_HERE})
 
 _SLIDING = {"sliding_window": 7, "layer_types": ["sliding_attention", "full_attention"] * 2}
 _ROPES = {
@@ -68,6 +73,7 @@ _OWN: dict[str, dict[str, Any]] = {
             "llama_4_scaling_beta": 0.0,
         }
     },
+    "falcon": {"new_decoder_architecture": True, "num_kv_heads": 2},
     "gpt_neox": _HALF_ROTATED,
     "persimmon": _HALF_ROTATED,
     "qwen2": {"use_sliding_window": True, "max_window_layers": 2, **_SLIDING},
@@ -104,6 +110,18 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "cohere": {"no head norms": {"use_qk_norm": False}},
     "stablelm": {"sequential": {"use_parallel_residual": False}},
     "gpt_neox": {"sequential": {"use_parallel_residual": False}},
+    "falcon": {
+        "7b": {"new_decoder_architecture": False, "multi_query": True},
+        "sequential": {
+            "new_decoder_architecture": False,
+            "multi_query": False,
+            "parallel_attn": False,
+            "num_kv_heads": 4,
+        },
+        "one norm": {"num_ln_in_parallel_attn": 1},
+    },
+    "gpt2": {"scaled by layer": {"scale_attn_by_inverse_layer_idx": True}},
+    "gpt_bigcode": {"all heads": {"multi_query": False}},
     "mistral": {"window": {"sliding_window": 7}},
     "mixtral": {"window": {"sliding_window": 7}},
     "phi3": {"window": {"sliding_window": 7}},
@@ -113,7 +131,9 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
 
 def tiny_of(kind: str, **fields: Any) -> Any:
     """A tiny random model of a type."""
-    own = {"head_dim": 12, "attn_implementation": "eager", **_EXPERTS, **_OWN.get(kind, {})}
+    computed = isinstance(getattr(CONFIG_MAPPING[kind], "head_dim", None), property)
+    own = {} if computed else {"head_dim": 12}
+    own = {**own, "attn_implementation": "eager", **_EXPERTS, **_OWN.get(kind, {})}
     make = AutoModelForCausalLM.from_config
     return tiny(make, CONFIG_MAPPING[kind], {"num_hidden_layers": 4, **own, **fields})
 
@@ -152,5 +172,5 @@ def check_right(model: Any) -> None:
 
 def row(kind: str) -> str:
     """A type's line of the table in docs/families.md."""
-    outcome = "supported" if kind in SUPPORTED else f"refused: {refusal(kind)}"
+    outcome = f"refused: {refusal(kind)}" if kind in REFUSED else "supported"
     return f"| `{kind}` | {EVERY_TYPE[kind]} | {outcome} |"

@@ -12,11 +12,11 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     DynamicCache,
-    GPT2Config,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
     LlamaModel,
+    OPTConfig,
     QuantizedCache,
     StaticCache,
     T5Config,
@@ -59,8 +59,10 @@ def _t5() -> nn.Module:
     )
 
 
-def _gpt2() -> nn.Module:
-    config = GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=9)
+def _opt() -> nn.Module:
+    config = OPTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=9, ffn_dim=16
+    )
     return AutoModelForCausalLM.from_config(config)
 
 
@@ -108,7 +110,7 @@ def _set(path: str, name: str, value: Any) -> Callable[[Any], None]:
 
 
 MODELS = {
-    "unknown kind": (_gpt2, f"expected a model of type {', '.join(SUPPORTED)}, got 'gpt2'"),
+    "unknown kind": (_opt, f"expected a model of type {', '.join(SUPPORTED)}, got 'opt'"),
     "encoder-decoder": (_t5, "got 't5' .*an encoder-decoder"),
     "images": (_with_images, "load its text as Gemma3ForCausalLM"),
     "no head": (

@@ -56,6 +56,12 @@ def grouped_heads(config: Any) -> int:
     return getattr(config, "num_key_value_heads", None) or all_heads(config)
 
 
+def own_scaling(attention: Any) -> float:
+    """What transformers' attention module multiplies its logits by."""
+    scaling: float = attention.scaling
+    return scaling
+
+
 def no_softcap(config: Any) -> float | None:
     return None
 
@@ -75,13 +81,14 @@ class Family:
     Attributes:
         causal_lm, base_model, decoder_layer, attention, mlp, norm, rotary, embedding: the classes.
             `mlp` is the one with gate_proj, up_proj, down_proj and act_fn, if there is one.
+            `rotary` is None where positions are learned.
         base: the base model's name in the causal language model.
-        embed_name, layers_name, final_norm: names in the base model; its rotary embedding is always
-            called `rotary_emb`.
+        embed_name, positions_name, layers_name, final_norm: names in the base model ("": no learned
+            positions); its rotary embedding is always called `rotary_emb`.
         attention_name, mlp_name: names in a layer.
         norms: names of a layer's norms: before attention, before the MLP, and of what attention and
-            MLP add to the residual; "" for none. Attention and MLP may share one, and do where the
-            layer has None for the second.
+            MLP add to the residual; "" for none. "a|b" is a in layers that have it, else b.
+            Attention and MLP may share one, and do where the layer has none for the second.
         norm_eps: the attribute of an RMSNorm that holds epsilon. "": the norms are of another kind,
             and are called as they are.
         norm_offset: added to an RMSNorm's weight.
@@ -94,6 +101,7 @@ class Family:
         head_norms_of: what they norm: each "head", all heads together ("all"), or each head after
             it was "rotated".
         output_norm: name of a norm before the attention's output projection; "" for none.
+        scale: attention module -> factor on the logits of attention.
         rotates: attention module -> whether its layer has a rotary embedding.
         interleaved: the components that are rotated together are neighbours, not halves.
         partial_rotary: only the first dimensions of a head are rotated.
@@ -111,10 +119,11 @@ class Family:
     attention: type[nn.Module]
     mlp: type[nn.Module] | None
     norm: type[nn.Module]
-    rotary: type[nn.Module]
+    rotary: type[nn.Module] | None
     embedding: type[nn.Module] = nn.Embedding
     base: str = "model"
     embed_name: str = "embed_tokens"
+    positions_name: str = ""
     layers_name: str = "layers"
     final_norm: str = "norm"
     attention_name: str = "self_attn"
@@ -128,6 +137,7 @@ class Family:
     head_norms: tuple[str, ...] = ()
     head_norms_of: Literal["head", "all", "rotated"] = "head"
     output_norm: str = ""
+    scale: Callable[[Any], float] = own_scaling
     rotates: Callable[[Any], bool] = always
     interleaved: bool = False
     partial_rotary: bool = False
@@ -139,9 +149,21 @@ class Family:
     logit_scale: Callable[[Any], float] = one
     refuse: Callable[[Any], str | None] = nothing_to_refuse
 
+    def norm_names(self, layer: Any) -> list[str]:
+        """The four names of this layer's norms, "" for what it has not."""
+        return [
+            next((one for one in name.split("|") if getattr(layer, one or "-", None)), "")
+            for name in self.norms
+        ]
+
     def layer_norms(self, layer: Any) -> set[str]:
         """Names of the norms that this layer has."""
-        return {name for name in self.norms if getattr(layer, name or "-", None) is not None}
+        return {*self.norm_names(layer)} - {""}
+
+    def base_children(self) -> set[str]:
+        """Names of the modules that the base model must consist of."""
+        names = {self.embed_name, self.positions_name, self.layers_name, self.final_norm}
+        return (names if self.rotary is None else {*names, "rotary_emb"}) - {""}
 
     def attention_norms(self, attention: Any) -> set[str]:
         """Names of the norms that this attention module has."""

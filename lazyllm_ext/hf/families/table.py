@@ -38,6 +38,14 @@ def _no_query_scale(config: Any) -> str | None:
     return None
 
 
+def _falcon_groups(config: Any) -> int:
+    """How many groups of queries, a key and a value there are."""
+    if config.new_decoder_architecture:
+        groups: int = config.num_kv_heads
+        return groups
+    return 1 if config.multi_query else all_heads(config)
+
+
 _BIDIRECTIONAL = _no("use_bidirectional_attention", "attention to later tokens")
 _CLIPPED = _no("clip_qkv", "clipped queries, keys and values")
 
@@ -79,7 +87,7 @@ _EXAONE: dict[str, Any] = {
 
 FAMILIES: dict[str, Callable[[], Family]] = {
     # Llama's layer: two RMSNorms, separate projections, halves rotated, a gated MLP or experts.
-    "llama": layout("llama", "Llama"),
+    **dict.fromkeys(("llama", "internlm3", "iquestcoder"), layout("llama", "Llama")),
     "arcee": layout("arcee", "Arcee"),
     "cwm": layout("cwm", "Cwm", window=window_of_layer),
     "ministral": layout("ministral", "Ministral", window=window_of_layer),
@@ -259,6 +267,59 @@ FAMILIES: dict[str, Callable[[], Family]] = {
         partial_rotary=True,
         **_LAYER_NORM,
     ),
+    "falcon": layout(
+        "falcon",
+        "Falcon",
+        base="transformer",
+        embed_name="word_embeddings",
+        layers_name="h",
+        final_norm="ln_f",
+        attention_name="self_attention",
+        norms=("ln_attn|input_layernorm", "ln_mlp|post_attention_layernorm", "", ""),
+        projections=("query_key_value", "dense"),
+        fused_groups=_falcon_groups,
+        kv_heads=_falcon_groups,
+        scale=lambda attention: attention.inv_norm_factor,
+        parallel=lambda config: config.new_decoder_architecture or config.parallel_attn,
+        refuse=_no("alibi", "attention biased by distance (ALiBi)"),
+        **_LAYER_NORM,
+    ),
+    # Learned positions instead of a rotary embedding.
+    "gpt2": layout(
+        "gpt2",
+        "GPT2",
+        causal_lm="GPT2LMHeadModel",
+        decoder_layer="GPT2Block",
+        rotary=None,
+        base="transformer",
+        embed_name="wte",
+        positions_name="wpe",
+        layers_name="h",
+        final_norm="ln_f",
+        attention_name="attn",
+        norms=("ln_1", "ln_2", "", ""),
+        projections=("c_attn", "c_proj"),
+        fused_groups=lambda config: 1,
+        kv_heads=all_heads,
+        **_LAYER_NORM,
+    ),
+    "gpt_bigcode": layout(
+        "gpt_bigcode",
+        "GPTBigCode",
+        decoder_layer="GPTBigCodeBlock",
+        rotary=None,
+        base="transformer",
+        embed_name="wte",
+        positions_name="wpe",
+        layers_name="h",
+        final_norm="ln_f",
+        attention_name="attn",
+        norms=("ln_1", "ln_2", "", ""),
+        projections=("c_attn", "c_proj"),
+        fused_groups=lambda config: 1 if config.multi_query else config.num_attention_heads,
+        kv_heads=lambda config: 1 if config.multi_query else config.num_attention_heads,
+        **_LAYER_NORM,
+    ),
 }
 
 _ALIBI = "attention biased by distance (ALiBi) is not supported"
@@ -268,7 +329,7 @@ _LATENT = "multi-head latent attention is not supported"
 _RECURRENT = "recurrent or linear-attention layers hold a state that no token can be taken out of"
 _SPARSE = "attention that selects its own tokens is not supported"
 _ENCODER = "an encoder, or a decoder that attends to one"
-_LEARNED = "learned or sinusoidal positions are not supported"
+_LEARNED = "positions or layers that are not described"
 _SHARED = "layers that share keys and values are not supported"
 
 # Why a type is refused, where more can be said than that it is not described.
@@ -353,9 +414,7 @@ REASONS: dict[str, str] = {
         ),
         _ENCODER,
     ),
-    **dict.fromkeys(
-        ("biogpt", "ctrl", "gpt2", "gpt_bigcode", "gpt_neo", "openai-gpt", "opt", "xglm"), _LEARNED
-    ),
+    **dict.fromkeys(("biogpt", "ctrl", "gpt_neo", "openai-gpt", "opt", "xglm"), _LEARNED),
     **dict.fromkeys(("gemma3n", "gemma3n_text", "gemma4", "gemma4_text"), _SHARED),
     "gemma3": "with images; load its text as Gemma3ForCausalLM",
     "nanochat": "its embeddings are normed and its rotation runs the other way",
