@@ -100,7 +100,11 @@ class PartOfProjection(Projection):
         bias: Optional[Tensor] = self.linear.bias
         if bias is not None:
             bias = self._part(bias)
-        return self._multiply(x, self._part(self.linear.weight), bias)
+        return self._multiply(x, self.weight(), bias)
+
+    def weight(self) -> Tensor:
+        """[outputs that are meant, in], of a plain nn.Linear."""
+        return self._part(self.linear.weight)
 
     def _part(self, outputs: Tensor) -> Tensor:
         """What is meant of a weight [out, in] or a bias [out]; a view if there is one group."""

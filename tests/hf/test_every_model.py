@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import lazyllm_ext
+from lazyllm_ext.cost import prefill_operations
 from lazyllm_ext.hf import SUPPORTED
 from lazyllm_ext.hf.families import REASONS
 
@@ -137,3 +138,27 @@ def test_the_page_is_current() -> None:
     assert len(both) > 100
     for kind in both:
         assert rows[kind] == row(kind)
+
+
+def test_a_fused_projection_counts_once() -> None:
+    """Phi-3's layer has Llama's operations, whatever its projections are called."""
+    llama, phi3 = (
+        prefill_operations(lazyllm_ext.LazyDecoder.from_model(tiny_of(kind), "dense"), 100)
+        for kind in ("llama", "phi3")
+    )
+    assert phi3 == llama
+
+
+def test_a_fused_projection_that_is_not_plain_is_called() -> None:
+    """As adapters are: a module that computes something else."""
+
+    class Doubled(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(x)
+
+    for kind, path in (("phi3", "self_attn.qkv_proj"), ("gpt_neox", "attention.query_key_value")):
+        if kind in HERE:
+            model = tiny_of(kind)
+            for layer in getattr(model, model.base_model_prefix).layers:
+                layer.get_submodule(path).__class__ = Doubled
+            check_right(model)

@@ -8,7 +8,8 @@ from typing import Any
 from torch import nn
 
 from .family import Family
-from .table import FAMILIES, REASONS
+from .reasons import REASONS
+from .table import FAMILIES
 
 SUPPORTED = tuple(sorted(FAMILIES))
 
