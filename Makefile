@@ -17,7 +17,7 @@ SOURCES := $(shell find csrc lazyllm_ext setup.py pyproject.toml README.md LICEN
 CPP_FILES = $(shell find csrc examples tests -name '*.h' -o -name '*.inc' -o -name '*.cpp' -o -name '*.cu' \
 	-o -name '*.cuh')
 
-.PHONY: demo test ctest lint format types cuda-check wheels clean FORCE
+.PHONY: demo test ctest lint format types cuda-check wheels families-page clean FORCE
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -64,6 +64,10 @@ cuda-check: $(VENV)/installed
 PYTHONS ?= $(PYTHON)
 wheels:
 	scripts/build_wheels.sh "$(TORCH)" $(PYTHONS)
+
+# Runs every supported model type beside its own transformers model, and writes the page about it.
+families-page: $(VENV)/installed
+	$(BIN)/python scripts/make_families_page.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info lazyllm_ext/*.so

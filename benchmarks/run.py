@@ -4,6 +4,7 @@
     python benchmarks/run.py model --model FOLDER --prompt-tokens 4096
     python benchmarks/run.py scale --model FOLDER --lengths 512,1024,2048,4096
     python benchmarks/run.py batch --model FOLDER
+    python benchmarks/run.py saved --model FOLDER
 
 Each prints tables and writes benchmarks/results/NAME.json and NAME.md. Timings are medians of
 rounds in which all contenders run in turn; quote the ratios, not the seconds.
@@ -120,6 +121,49 @@ def batch_command(
     )
     content = {"machine": machine.describe(), "ceilings": machine.ceilings(), "batch": result}
     _finish(name, content, [(title, ["", "median s", "min", "max"], rows)])
+
+
+@app.command("saved")
+def saved_command(
+    model: ModelFolder,
+    prompt_tokens: Annotated[int, typer.Option(help="Length of the document.")] = 4096,
+    question_tokens: Annotated[int, typer.Option(help="Length of the question.")] = 18,
+    rounds: Count = 3,
+    dtype: options.Dtype = "float32",
+    schedules: options.Schedules = "dense,balanced,fast",
+    name: Name = "saved",
+) -> None:
+    """First token of a question on a saved prefill (its copy included), beside a fresh run."""
+    from saved import saved_prefill
+
+    from lazyllm_ext.bench import machine
+    from lazyllm_ext.bench.model import Model
+
+    if min(prompt_tokens, question_tokens, rounds) < 1:
+        raise CommandError(
+            "saved: expected tokens and rounds from 1 on, got "
+            f"{prompt_tokens}, {question_tokens} and {rounds}"
+        )
+    with as_input_error(ValueError, OSError):
+        loaded = Model(model, dtype)
+        results = [
+            saved_prefill(loaded, schedule, prompt_tokens, question_tokens, rounds)
+            for schedule in schedules.split(",")
+        ]
+    rows = [
+        [
+            result["schedule"],
+            f"{result['seconds']['fresh']['median']:.2f}",
+            f"{result['seconds']['saved']['median']:.2f}",
+            f"{result['saved_over_fresh']:.3f}",
+            f"{result['file_bytes'] / 2**20:.0f}",
+        ]
+        for result in results
+    ]
+    header = ["schedule", "fresh s", "saved s", "saved ÷ fresh", "file MB"]
+    title = f"{Path(model).name}, {dtype}, {question_tokens} tokens after {prompt_tokens}"
+    content = {"machine": machine.describe(), "ceilings": machine.ceilings(), "saved": results}
+    _finish(name, content, [(title, header, rows)])
 
 
 @app.command("operators")

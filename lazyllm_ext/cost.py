@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .decoder import LazyDecoder, LazyLayer
+from .decoder.modules import PartOfProjection, is_plain
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ def prefill_operations(
     Per layer: key and value projections for the rows that enter, query and output projection and
     MLP for the rows that leave (fewer in a boundary layer and in the last), attention
     4 · num_heads · head_dim for every pair of a row that leaves and an active key that is not above
-    it; one row of the output projection. Scoring is not counted.
+    it; one row of the output projection. Scoring is not counted; all experts of a mixture are.
 
     Args:
         decoder: its layers give the sizes, its schedule the boundaries.
@@ -62,9 +63,14 @@ def prefill_operations(
 
 
 def _per_row(*modules: nn.Module) -> int:
-    """Operations for one row: two for every weight of a matrix."""
-    weights = [p for module in modules for p in module.parameters() if p.dim() >= 2]
-    return 2 * sum(weight.numel() for weight in weights)
+    """Operations for one row: two for every weight of a matrix, as far as it is multiplied."""
+    total = 0
+    for module in modules:
+        weights: list[Tensor] = [p for p in module.parameters() if p.dim() >= 2]
+        if isinstance(module, PartOfProjection) and is_plain(module.linear):
+            weights = [module.weight()]
+        total += 2 * sum(weight.numel() for weight in weights)
+    return total
 
 
 def _pairs(layer: LazyLayer, rows: Tensor, keys: Tensor) -> int:

@@ -40,12 +40,12 @@ _SHARED: dict[str, Any] = {
 
 def tiny_llama(**overrides: Any) -> nn.Module:
     """Full attention in all 5 layers; groups of 2 heads of 12."""
-    return _made(LlamaForCausalLM, LlamaConfig, overrides)
+    return tiny(LlamaForCausalLM, LlamaConfig, overrides)
 
 
 def tiny_mistral(**overrides: Any) -> nn.Module:
     """A sliding window of 7 tokens in every layer; `sliding_window=None` for none."""
-    return _made(
+    return tiny(
         MistralForCausalLM, MistralConfig, {"sliding_window": 7, "head_dim": 16, **overrides}
     )
 
@@ -59,12 +59,12 @@ def tiny_qwen2(**overrides: Any) -> nn.Module:
         "sliding_window": 7,
         "max_window_layers": 3,
     }
-    return _made(Qwen2ForCausalLM, Qwen2Config, {**own, **overrides})
+    return tiny(Qwen2ForCausalLM, Qwen2Config, {**own, **overrides})
 
 
 def tiny_qwen3(**overrides: Any) -> nn.Module:
     """Head norms; heads of 16, so that the heads together are wider than the model."""
-    return _made(Qwen3ForCausalLM, Qwen3Config, {"head_dim": 16, **overrides})
+    return tiny(Qwen3ForCausalLM, Qwen3Config, {"head_dim": 16, **overrides})
 
 
 def tiny_gemma3(**overrides: Any) -> nn.Module:
@@ -79,7 +79,7 @@ def tiny_gemma3(**overrides: Any) -> nn.Module:
         "layer_types": [sliding, full, sliding, full, full, sliding],
         "final_logit_softcapping": 15.0,
     }
-    return _made(Gemma3ForCausalLM, Gemma3TextConfig, {**own, **overrides})
+    return tiny(Gemma3ForCausalLM, Gemma3TextConfig, {**own, **overrides})
 
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
@@ -123,7 +123,8 @@ def transformers_logits(model: nn.Module, ids: list[int], **kwargs: Any) -> Tens
     return model(torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), **kwargs).logits[0]
 
 
-def _made(model_class: Any, config_class: Any, fields: dict[str, Any]) -> nn.Module:
+def tiny(model_class: Any, config_class: Any, fields: dict[str, Any]) -> nn.Module:
+    """A model with random weights, the same ones each time."""
     config = config_class(**{**_SHARED, **fields})
     with torch.random.fork_rng():
         torch.manual_seed(11)

@@ -24,7 +24,11 @@ class LazyDecoder(nn.Module):
         norm, lm_head: the model's own final norm and output projection.
         ropes: the rotary embeddings that layers name by number.
         schedule: where tokens are dropped, and how many stay.
-        logit_softcap: logits become c · tanh(logits / c); 0: none.
+        position_embed: positions -> what is added to the hidden states that a step begins with;
+            None where no position is learned.
+        embed_scale: factor on the hidden states that a step begins with.
+        logit_scale: factor on the logits.
+        logit_softcap: then logits become c · tanh(logits / c); 0: none.
         checked: raise RuntimeError as soon as an importance or a logit is NaN.
 
     The parameters are shared with the model, not copied.
@@ -44,12 +48,18 @@ class LazyDecoder(nn.Module):
         ropes: List[nn.Module],
         schedule: ResolvedSchedule,
         hidden_size: int,
+        position_embed: Optional[nn.Module] = None,
+        embed_scale: float = 1.0,
+        logit_scale: float = 1.0,
         logit_softcap: float = 0.0,
         checked: bool = False,
     ):
         super().__init__()
         self.embed, self.norm, self.lm_head = embed, norm, Projection(lm_head)
         self.layers, self.ropes = nn.ModuleList(layers), nn.ModuleList(ropes)
+        self.learns_positions = position_embed is not None
+        self.position_embed = position_embed if position_embed is not None else nn.Identity()
+        self.embed_scale, self.logit_scale = embed_scale, logit_scale
         self.logit_softcap, self.checked = logit_softcap, checked
         self.num_layers = len(layers)
         self.window = schedule.window
@@ -159,6 +169,10 @@ class LazyDecoder(nn.Module):
             raise RuntimeError(
                 "step: inference only: hidden requires grad; call it under torch.no_grad()"
             )
+        if self.embed_scale != 1.0:
+            hidden = hidden * self.embed_scale
+        if self.learns_positions:
+            hidden = hidden + self.position_embed(positions)
         protect_last = self.window
         if len(self.boundaries) > 0:
             protect_last = last_protected(new_counts, self.window, logits_to_keep)
@@ -254,6 +268,8 @@ class LazyDecoder(nn.Module):
 
     def _logits(self, hidden: Tensor) -> Tensor:
         logits = self.lm_head(self.norm(hidden))
+        if self.logit_scale != 1.0:
+            logits = logits * self.logit_scale
         if self.logit_softcap > 0.0:
             logits = torch.tanh(logits / self.logit_softcap) * self.logit_softcap
         if self.checked:

@@ -1,6 +1,6 @@
 """Small modules around a model's own parameters, for what the decoder computes itself."""
 
-from typing import Tuple
+from typing import Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -55,19 +55,72 @@ class Projection(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[rows, in] -> [rows, out]."""
-        plain = x.is_cpu
+        plain = True
         if not torch.jit.is_scripting():
-            # A tracer puts parameters of its own in place; what is exported has been checked.
-            plain = plain and (torch.compiler.is_exporting() or is_plain(self.linear))
-        if plain and x.size(0) <= self.few_rows and self.linear.weight.stride(1) == 1:
-            return torch.ops.lazyllm.linear(x, self.linear.weight, self.linear.bias)
-        if plain and self.through_float:
-            bias = self.linear.bias
+            plain = self.calls_plain()
+        if plain:
+            return self._multiply(x, self.linear.weight, self.linear.bias)
+        return self.linear(x)
+
+    @torch.jit.unused
+    def calls_plain(self) -> bool:
+        """Whether the linear is an nn.Linear that nobody has changed."""
+        # A tracer puts parameters of its own in place; what is exported has been checked.
+        return bool(torch.compiler.is_exporting()) or is_plain(self.linear)
+
+    def _multiply(self, x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
+        if x.is_cpu and x.size(0) <= self.few_rows and weight.stride(1) == 1:
+            few: Tensor = torch.ops.lazyllm.linear(x, weight, bias)
+            return few
+        if x.is_cpu and self.through_float:
             wide = nn.functional.linear(
-                x.float(), self.linear.weight.float(), None if bias is None else bias.float()
+                x.float(), weight.float(), None if bias is None else bias.float()
             )
             return wide.to(x.dtype)
-        return self.linear(x)
+        return nn.functional.linear(x, weight, bias)
+
+
+class PartOfProjection(Projection):
+    """Some of the outputs of a projection: the queries, keys or values of a fused one.
+
+    A plain nn.Linear computes no others. Any other module is called as a whole.
+
+    Args:
+        linear: the module, whose outputs are `groups` groups of equal size.
+        groups: how many.
+        first, last: the outputs of each group that are meant, first … last - 1.
+    """
+
+    def __init__(self, linear: nn.Module, groups: int, first: int, last: int):
+        super().__init__(linear)
+        self.groups, self.first, self.last = groups, first, last
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[rows, in] -> [rows, groups · (last - first)]."""
+        plain = True
+        if not torch.jit.is_scripting():
+            plain = self.calls_plain()
+        if not plain:
+            whole: Tensor = self.linear(x).view(x.size(0), self.groups, -1)
+            return whole[:, :, self.first : self.last].reshape(x.size(0), -1)
+        bias: Optional[Tensor] = self.linear.bias
+        if bias is not None:
+            bias = self._part(bias)
+        return self._multiply(x, self.weight(), bias)
+
+    def weight(self) -> Tensor:
+        """[outputs that are meant, in], of a plain nn.Linear."""
+        return self._part(self.linear.weight)
+
+    def _part(self, outputs: Tensor) -> Tensor:
+        """What is meant of a weight [out, in] or a bias [out]; a view if there is one group."""
+        grouped = outputs.unflatten(0, [self.groups, -1])
+        return grouped[:, self.first : self.last].flatten(0, 1)
+
+
+def projection(module: nn.Module) -> Projection:
+    """The module as a Projection, which it may be already."""
+    return module if isinstance(module, Projection) else Projection(module)
 
 
 def is_untouched(module: nn.Module) -> bool:
@@ -120,12 +173,19 @@ class Rotary(nn.Module):
         return cos.to(dtype).unsqueeze(1), sin.to(dtype).unsqueeze(1)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Tensor:
     """Rotate [rows, heads, head_dim] by cos, sin [rows, 1, rotary_dim / 2]; the rest stays.
 
     The two halves of the rotary part are the two components (the "half" layout of transformers).
+    Where neighbours are, they come out as halves: queries and keys alike, so that no product of the
+    two changes.
     """
     half = cos.size(-1)
+    if half == 0:  # a layer without rotary embedding
+        return x
+    if interleaved:
+        parts = [x[..., 0 : 2 * half : 2], x[..., 1 : 2 * half : 2], x[..., 2 * half :]]
+        x = torch.cat(parts, dim=-1)
     first, second = x[..., :half], x[..., half : 2 * half]
     out = x.clone()
     out[..., :half].mul_(cos).addcmul_(second, sin, value=-1.0)

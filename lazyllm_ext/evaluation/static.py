@@ -60,5 +60,8 @@ def _first_layers(subject: Subject, keep: float) -> LazyDecoder:
         ropes=list(whole.ropes),
         schedule=resolved,
         hidden_size=whole.spec.hidden_size,
+        position_embed=whole.position_embed if whole.learns_positions else None,
+        embed_scale=whole.embed_scale,
+        logit_scale=whole.logit_scale,
         logit_softcap=whole.logit_softcap,
     )

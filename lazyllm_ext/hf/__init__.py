@@ -4,6 +4,16 @@ from .apply import Lazy, apply
 from .build import build_decoder
 from .cache import LazyCache
 from .families import SUPPORTED
-from .report import Report
+from .progress import Progress
+from .report import Report, SequenceReport
 
-__all__ = ["SUPPORTED", "Lazy", "LazyCache", "Report", "apply", "build_decoder"]
+__all__ = [
+    "SUPPORTED",
+    "Lazy",
+    "LazyCache",
+    "Progress",
+    "Report",
+    "SequenceReport",
+    "apply",
+    "build_decoder",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
@@ -13,11 +14,12 @@ from torch import Tensor
 from lazyllm_ext.decoder import LazyDecoder
 from lazyllm_ext.schedule import PruningSchedule
 
-from .build import build_decoder, parts_of
+from .build import build_decoder, taken_from
 from .cache import CACHE_NAME, LazyCache, Plan
 from .checks import check_mode
 from .families import family_of
 from .forward import output, run, usable_cache
+from .progress import tell_watcher
 from .refuse import (
     refuse_forward_arguments,
     refuse_generate_arguments,
@@ -26,6 +28,7 @@ from .refuse import (
     refuse_unknown_arguments,
 )
 from .report import Report
+from .saved import load, model_fingerprint, save
 
 # Attributes of the model that an instance of Lazy stands in for, by its own methods' names.
 _REPLACED = (
@@ -73,7 +76,7 @@ class Lazy:
     Attributes:
         model: the model.
         schedule: the schedule that was asked for, and that of this model if it holds one.
-        decoder: the decoder loop; `decoder.on_layer` can be set to watch a prefill.
+        decoder: the decoder loop.
     """
 
     def __init__(self, model: Any, schedule: Any, *, checked: bool = False):
@@ -93,12 +96,12 @@ class Lazy:
         loaded = PruningSchedule.load(schedule)
         self.model = model
         self.schedule = loaded.for_model(getattr(model.config, "name_or_path", None))
-        self.decoder: LazyDecoder = build_decoder(model, self.schedule, checked=checked)
-        boundary_layers = [
-            layer for layer, number in enumerate(self.decoder.boundary_at) if number >= 0
-        ]
-        self._plan = Plan(self.decoder.spec, self.schedule, tuple(boundary_layers))
-        self._parts = parts_of(model, family)
+        self._checked = checked
+        # The decoder of each schedule: the one applied, and those of single calls.
+        self._decoders: dict[Plan, LazyDecoder] = {}
+        self._plan = self._add_plan(self.schedule)
+        self.decoder = self._decoders[self._plan]
+        self._parts = taken_from(model, family)
         self._report: Report | None = None
         # What the model did before, to be called, and what its own attributes were, to be restored.
         self._before: dict[str, Callable[..., Any]] = {
@@ -107,6 +110,35 @@ class Lazy:
         self._own = {name: model.__dict__[name] for name in _REPLACED if name in model.__dict__}
         for name in _REPLACED:
             model.__dict__[name] = getattr(self, name)
+
+    def _add_plan(self, schedule: PruningSchedule) -> Plan:
+        decoder: LazyDecoder = build_decoder(self.model, schedule, checked=self._checked)
+        boundary_layers = [layer for layer, number in enumerate(decoder.boundary_at) if number >= 0]
+        decoder.on_layer = tell_watcher
+        plan = Plan(decoder.spec, schedule, tuple(boundary_layers))
+        self._decoders[plan] = decoder
+        return plan
+
+    def _plan_for(self, schedule: Any) -> Plan:
+        """The plan of a call's own schedule; None: the one applied."""
+        if schedule is None:
+            return self._plan
+        loaded = PruningSchedule.load(schedule)
+        own = loaded.for_model(getattr(self.model.config, "name_or_path", None))
+        for plan in list(self._decoders):
+            if plan.schedule == own:
+                return plan
+        return self._add_plan(own)
+
+    def _cache_for(self, given: Any, schedule: Any) -> LazyCache:
+        """The cache of a call: the one given, or a new one for its schedule."""
+        plan = self._plan_for(schedule)
+        cache = usable_cache(given, plan, self._decoders)
+        if schedule is not None and cache.plan is not plan:
+            raise ValueError(
+                "lazy_schedule: expected the schedule that the cache was begun with, got another"
+            )
+        return cache
 
     def report(self) -> Report:
         """What the last finished `generate` did: tokens, times, memory.
@@ -122,6 +154,71 @@ class Lazy:
     def new_cache(self) -> LazyCache:
         """An empty cache, for single calls of the model as `past_key_values`."""
         return LazyCache(self._plan)
+
+    def prefill(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *,
+        inputs_embeds: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        lazy_schedule: Any = None,
+    ) -> LazyCache:
+        """Read a document once, for many questions.
+
+        Hand a copy to each: `generate(document_and_question, past_key_values=cache.copy())`. A
+        question chooses its own tokens among all of the document's: what its last tokens did not
+        find important waits, and comes back where it turns out to matter.
+
+        Args:
+            input_ids: [B, columns] int64, or
+            inputs_embeds: [B, columns, hidden].
+            attention_mask: [B, columns], 0 where there is no token.
+            position_ids: [B, columns]; by default they count the tokens of each sequence.
+            lazy_schedule: the schedule of this document and its questions, anything that `apply`
+                takes; by default the one applied.
+
+        Raises:
+            ValueError: as a call of the model does.
+        """
+        out = self.forward(
+            input_ids,
+            attention_mask,
+            position_ids,
+            inputs_embeds=inputs_embeds,
+            use_cache=True,
+            logits_to_keep=1,
+            return_dict=True,
+            lazy_schedule=lazy_schedule,
+        )
+        cache: LazyCache = getattr(out, CACHE_NAME)
+        return cache
+
+    def save(self, cache: LazyCache, path: str | os.PathLike[str]) -> None:
+        """Write a cache of this model to a safetensors file, for `load`.
+
+        Raises:
+            ValueError: a cache of another `apply`, an empty one, or one that is not complete.
+            OSError: the file cannot be written.
+        """
+        usable = usable_cache(cache, self._plan, self._decoders)
+        save(usable, model_fingerprint(self.model, self.decoder), path)
+
+    def load(self, path: str | os.PathLike[str], *, lazy_schedule: Any = None) -> LazyCache:
+        """A cache that `save` wrote, in this process or another one.
+
+        Args:
+            lazy_schedule: the one that it was read with; by default the one applied.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: another kind of file, or one of another model, other weights, another
+                schedule or dtype.
+        """
+        weight = self.model.get_input_embeddings().weight
+        model = model_fingerprint(self.model, self.decoder)
+        plan = self._plan_for(lazy_schedule)
+        return load(path, plan, model, weight.dtype, weight.device)
 
     def remove(self) -> None:
         """Make the model what it was. Nothing happens where that is done already.
@@ -172,6 +269,7 @@ class Lazy:
         return_dict: bool | None = None,
         *,
         past_key_values: Any = None,
+        lazy_schedule: Any = None,
         **kwargs: Any,
     ) -> Any:
         """One call of the model, as transformers' causal language models take it.
@@ -179,19 +277,20 @@ class Lazy:
         Two things are different. A token whose mask is 0 does not exist; `position_ids` that are
         not given count the tokens of each sequence. And `logits_to_keep` must be at least 1 for
         more than one new token, unless the schedule has no boundary. The cache may be given by
-        transformers' newer or older name.
+        transformers' newer or older name. `lazy_schedule` is one for this call and those that go on
+        from its cache, anything that `apply` takes.
         """
         refuse_forward_arguments({"labels": labels, "inputs_embeds": inputs_embeds, **kwargs})
         refuse_unknown_arguments(kwargs)
         check_mode(self.model)
         config = self.model.config
-        cache = usable_cache(_one_cache(cache, past_key_values), self._plan)
+        cache = self._cache_for(_one_cache(cache, past_key_values), lazy_schedule)
         if cache.state is None:
             self._check_parts()
         # Not in inference mode: a state made there could not be changed by a later call outside.
         with torch.inference_mode(False), torch.no_grad():
             logits = run(
-                self.decoder,
+                self._decoders[cache.plan],
                 getattr(config, "max_position_embeddings", None),
                 cache,
                 input_ids,
@@ -205,7 +304,12 @@ class Lazy:
         return output(logits, cache if keeps_cache else None, as_dict)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """transformers' generate, with a cache of ours and a report at the end."""
+        """transformers' generate, with a cache of ours and a report at the end.
+
+        `lazy_schedule`: a schedule for this generation and the turns that go on from its cache,
+        anything that `apply` takes; by default the one applied. `lazy_progress`: called with a
+        `Progress` after every layer of the prompt; what it raises ends the generation.
+        """
         signature = inspect.signature(type(self.model).generate)
         arguments = signature.bind(self.model, *args, **kwargs).arguments
         del arguments["self"]
@@ -213,10 +317,13 @@ class Lazy:
         refuse_generate_arguments(arguments)
         check_mode(self.model)
         given = _one_cache(arguments.pop("cache", None), arguments.pop("past_key_values", None))
-        cache = usable_cache(given, self._plan)
+        cache = self._cache_for(given, arguments.pop("lazy_schedule", None))
+        progress = arguments.pop("lazy_progress", None)
+        if progress is not None and not callable(progress):
+            raise TypeError(f"lazy_progress: expected a function, got {type(progress).__name__}")
         if cache.columns:
             refuse_turn(arguments, cache.columns)
-        cache.begin_generation(arguments.get("position_ids") is not None)
+        cache.begin_generation(arguments.get("position_ids") is not None, progress)
         arguments[CACHE_NAME] = cache
         try:
             result = self._before["generate"](**arguments)
@@ -235,6 +342,9 @@ class Lazy:
     ) -> None:
         """Called by generate before it does anything."""
         refuse_generation(generation_mode, generation_config)
+        # All chunks of a prompt are one step: only the last token says which of them matter. The
+        # decoder bounds what many rows need by itself.
+        generation_config.prefill_chunk_size = None
         self._before["_validate_generation_mode"](
             generation_mode, generation_config, generation_mode_kwargs
         )
@@ -244,7 +354,8 @@ class Lazy:
     ) -> dict[str, Any]:
         """Called by generate after every step."""
         cache = getattr(outputs, CACHE_NAME)
-        if isinstance(cache, LazyCache):
+        # With drafts, generate adds to the mask before a step, too.
+        if isinstance(cache, LazyCache) and "num_new_tokens" not in kwargs:
             cache.follow(model_kwargs)
         updated: dict[str, Any] = self._before["_update_model_kwargs_for_generation"](
             outputs, model_kwargs, *args, **kwargs

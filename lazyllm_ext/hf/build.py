@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import nn
 
 from lazyllm_ext.decoder import LazyDecoder, LazyLayer, RMSNorm, Rotary
+from lazyllm_ext.decoder.modules import PartOfProjection
 from lazyllm_ext.schedule import PruningSchedule
 
 from .checks import check_model
 from .families import Family
-from .modules import GatedMLP, OwnMLP, ScaledEmbedding, activation
+from .modules import CalledMLP, GatedMLP, OwnMLP, ScaledEmbedding, activation
+from .parts import parts_of_model
 
-_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 _MLP_PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
 
@@ -22,94 +25,148 @@ def build_decoder(
 ) -> LazyDecoder:
     """The decoder of a transformers causal language model; see `LazyDecoder.from_model`."""
     family = check_model(model)
-    config, base = model.config, model.model
-    layers = base.layers[: config.num_hidden_layers]
-    windows = [family.window(layer.self_attn) for layer in layers]
+    config, parts = model.config, parts_of_model(model, family)
+    windows = [family.window(attention) for attention in parts.attentions]
     resolved = PruningSchedule.load(schedule).resolve(
         [window == 0 for window in windows], getattr(config, "name_or_path", None)
     )
-    layer_types = base.rotary_emb.layer_types if family.rope_per_layer_type else [None]
+    # One rotary embedding for every type of layers, or for all; none at all is an empty list.
+    kinds: list[str | None] = []
+    if parts.rotary is not None:
+        kinds = list(getattr(parts.rotary, "layer_types", [None]))
+    ropes = [_rotary(parts.rotary, kind, parts.attentions[0], family) for kind in kinds]
     lazy_layers = []
-    for layer, window in zip(layers, windows, strict=True):
-        rope = layer_types.index(layer.self_attn.layer_type) if len(layer_types) > 1 else 0
-        lazy_layers.append(_layer(layer, family, config, window, rope, export))
+    for number, attention in enumerate(parts.attentions):
+        rope = len(kinds)
+        if kinds and family.rotates(attention):
+            rope = 0 if kinds == [None] else kinds.index(config.layer_types[number])
+        window = windows[number]
+        lazy_layers.append(
+            _layer(parts.layers[number], attention, family, config, window, rope, export)
+        )
+    if any(layer.rope == len(kinds) for layer in lazy_layers):
+        ropes.append(Rotary(torch.empty(0, device=model.device)))  # rotates nothing
     return LazyDecoder(
-        embed=_embedding(base.embed_tokens, family) if export else base.embed_tokens,
+        embed=_embedding(parts.embed, family) if export else parts.embed,
         layers=lazy_layers,
-        norm=_norm(base.norm, family),
+        norm=_norm(parts.norm, family, export),
         lm_head=_linear(model.lm_head, "lm_head") if export else model.lm_head,
-        ropes=[_rotary(base.rotary_emb, kind, layers[0].self_attn) for kind in layer_types],
+        ropes=list(ropes),
+        position_embed=parts.positions,
         schedule=resolved,
         hidden_size=config.hidden_size,
+        embed_scale=family.embed_scale(config),
+        logit_scale=family.logit_scale(config),
         logit_softcap=getattr(config, "final_logit_softcapping", None) or 0.0,
         checked=checked,
     )
 
 
-def parts_of(model: Any, family: Family) -> list[tuple[dict[str, Any], str, Any]]:
+def taken_from(model: Any, family: Family) -> list[tuple[dict[str, Any], str, Any]]:
     """Everything that a decoder took from a model: (the owner's table, its name in it, the thing).
 
     A part that is no longer in its place has been replaced since the decoder was built.
     """
-    base = model.model
-    parts = [(model._modules, "lm_head"), (base._modules, "norm"), (base._modules, "embed_tokens")]
-    parts.append((base.norm._parameters, "weight"))
-    parts += [(base.rotary_emb._buffers, name) for name in base.rotary_emb._buffers]
-    for layer in base.layers[: model.config.num_hidden_layers]:
-        parts += [(layer._modules, name) for name in ("self_attn", "mlp", *family.norms)]
-        attention = layer.self_attn._modules
-        parts += [(attention, name) for name in family.attention_children]
-        parts += [(layer.mlp._modules, name) for name in layer.mlp._modules]
-        norms = [getattr(layer, name) for name in family.norms]
-        if family.head_norms:
-            norms += [layer.self_attn.q_norm, layer.self_attn.k_norm]
-        parts += [(norm._parameters, "weight") for norm in norms]
-    return [(table, name, table[name]) for table, name in parts]
+    parts = parts_of_model(model, family)
+    taken = [(model._modules, "lm_head")]
+    in_base = family.base_children() - {family.layers_name}
+    taken += [(parts.base._modules, name) for name in in_base]
+    if parts.rotary is not None:
+        taken += [(parts.rotary._buffers, name) for name in parts.rotary._buffers]
+    norms = [parts.norm]
+    for layer, attention in zip(parts.layers, parts.attentions, strict=True):
+        own = family.layer_norms(layer)
+        taken += [(layer._modules, name) for name in own]
+        taken += [(layer._modules, name) for name in (family.attention_name, family.mlp_name)]
+        taken += [(attention._modules, name) for name in family.attention_children(attention)]
+        mlp = getattr(layer, family.mlp_name)._modules
+        taken += [(mlp, name) for name in mlp]
+        norms += [getattr(layer, name) for name in own]
+        norms += [getattr(attention, name) for name in family.attention_norms(attention)]
+    taken += [(norm._parameters, name) for norm in norms for name in norm._parameters]
+    return [(table, name, table[name]) for table, name in taken]
 
 
 def _layer(
-    layer: Any, family: Family, config: Any, window: int, rope: int, export: bool
+    layer: Any,
+    attention: Any,
+    family: Family,
+    config: Any,
+    window: int,
+    rope: int,
+    export: bool,
 ) -> LazyLayer:
-    attention = layer.self_attn
-    input_norm, mlp_norm, *out_norms = (_norm(getattr(layer, n), family) for n in family.norms)
-    attention_out_norm, mlp_out_norm = out_norms or (None, None)
-    projections = {name: getattr(attention, name) for name in _PROJECTIONS}
-    mlp = layer.mlp
-    if export:
-        for name, projection in projections.items():
-            _linear(projection, name)
-        mlp = _mlp(mlp, family, config)
-    elif type(mlp) is family.mlp and {name for name, _ in mlp.named_children()} == _MLP_PARTS:
-        mlp = OwnMLP(mlp)
+    norms = [_named_norm(layer, name, family, export) for name in family.norm_names(layer)]
+    q_norm, k_norm = (
+        _named_norm(attention, name, family, export) for name in family.head_norms or ("", "")
+    )
     return LazyLayer(
-        input_norm=input_norm,
-        mlp_norm=mlp_norm,
-        attention_out_norm=attention_out_norm,
-        mlp_out_norm=mlp_out_norm,
-        q_norm=_norm(attention.q_norm, family) if family.head_norms else None,
-        k_norm=_norm(attention.k_norm, family) if family.head_norms else None,
-        mlp=mlp,
+        input_norm=norms[0] or nn.Identity(),
+        mlp_norm=norms[1] or norms[0] or nn.Identity(),
+        attention_out_norm=norms[2],
+        mlp_out_norm=norms[3],
+        q_norm=q_norm,
+        k_norm=k_norm,
+        norm_at=family.head_norms_of,
+        mlp=_mlp(getattr(layer, family.mlp_name), family, config, export),
         num_heads=config.num_attention_heads,
-        num_kv_heads=config.num_key_value_heads,
-        head_dim=attention.head_dim,
-        scale=attention.scaling,
+        num_kv_heads=family.kv_heads(config),
+        head_dim=_head_dim(attention),
+        scale=family.scale(attention),
         window=window,
+        softcap=family.attention_softcap(config) or 0.0,
         rope=rope,
-        **projections,
+        interleaved=family.interleaved,
+        parallel=family.parallel(config),
+        residual_scale=family.residual_scale(config),
+        **_projections(attention, family, config, export),
     )
 
 
-def _norm(norm: Any, family: Family) -> RMSNorm:
-    return RMSNorm(norm.weight, getattr(norm, family.norm_eps), family.norm_offset)
+def _head_dim(attention: Any) -> int:
+    size: int = attention.head_size if hasattr(attention, "head_size") else attention.head_dim
+    return size
 
 
-def _rotary(rotary: Any, layer_type: str | None, attention: Any) -> Rotary:
+def _projections(attention: Any, family: Family, config: Any, export: bool) -> dict[str, nn.Module]:
+    own = [getattr(attention, name) for name in family.projections]
+    if export:
+        for name, projection in zip(family.projections, own, strict=True):
+            _linear(projection, name)
+    if family.output_norm:
+        norm = _norm(getattr(attention, family.output_norm), family, export)
+        own[-1] = nn.Sequential(norm, own[-1])
+    if family.fused_groups is not None:
+        groups = family.fused_groups(config)
+        query = config.num_attention_heads // groups * _head_dim(attention)
+        key = family.kv_heads(config) // groups * _head_dim(attention)
+        ends = [0, query, query + key, query + 2 * key]
+        own[:1] = [PartOfProjection(own[0], groups, first, last) for first, last in pairwise(ends)]
+    return dict(zip(("q_proj", "k_proj", "v_proj", "o_proj"), own, strict=True))
+
+
+def _named_norm(owner: Any, name: str, family: Family, export: bool) -> nn.Module | None:
+    norm = getattr(owner, name or "-", None)
+    return None if norm is None else _norm(norm, family, export)
+
+
+def _norm(norm: Any, family: Family, export: bool) -> nn.Module:
+    if family.norm_eps:
+        return RMSNorm(norm.weight, getattr(norm, family.norm_eps), family.norm_offset)
+    if export:
+        _own(norm, nn.LayerNorm, "norm")
+    called: nn.Module = norm
+    return called
+
+
+def _rotary(rotary: Any, layer_type: str | None, attention: Any, family: Family) -> Rotary:
     prefix = f"{layer_type}_" if layer_type else ""
     inv_freq = getattr(rotary, f"{prefix}inv_freq")
-    if 2 * inv_freq.numel() != attention.head_dim:
+    rotated, head_dim = 2 * inv_freq.numel(), _head_dim(attention)
+    if rotated > head_dim or (rotated < head_dim and not family.partial_rotary):
         raise ValueError(
-            f"model: rotary embedding: expected all {attention.head_dim} dimensions of a head "
-            f"rotated, got {2 * inv_freq.numel()}"
+            f"model: rotary embedding: expected all {head_dim} dimensions of a head rotated, "
+            f"got {rotated}"
         )
     return Rotary(inv_freq, getattr(rotary, f"{prefix}attention_scaling"))
 
@@ -129,8 +186,13 @@ def _linear(module: Any, name: str) -> nn.Linear:
     return linear
 
 
-def _mlp(mlp: Any, family: Family, config: Any) -> GatedMLP:
-    mlp = _own(mlp, family.mlp, "mlp")
+def _mlp(mlp: Any, family: Family, config: Any, export: bool) -> nn.Module:
+    gated = type(mlp) is family.mlp and {name for name, _ in mlp.named_children()} == _MLP_PARTS
+    if not export:
+        return OwnMLP(mlp) if gated else CalledMLP(mlp)
+    if not gated:
+        expected = "a gated MLP" if family.mlp is None else family.mlp.__name__
+        raise ValueError(f"export: mlp: expected {expected}, got {type(mlp).__name__}")
     name = getattr(config, "hidden_activation", None) or config.hidden_act
     return GatedMLP(
         _linear(mlp.gate_proj, "gate_proj"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -20,6 +22,7 @@ from lazyllm_ext.state import (
     select_sequences,
 )
 
+from .progress import Progress
 from .report import Report, Turn, make_report
 
 # What transformers calls a cache in its arguments and outputs: `cache` since 5.24.
@@ -66,7 +69,14 @@ class LazyCache(Cache):
         self.mask_follows = False
         # Whether generate was given no positions, so that a token's is its index.
         self.counts_positions = False
+        self.generating = False
+        self.progress: Callable[[Progress], object] | None = None  # of this generation's prompt
         self.turn: Turn | None = None
+
+    def copy(self) -> LazyCache:
+        """A cache that goes on from here by itself, in memory of its own."""
+        self.check_usable()
+        return copy.deepcopy(self)
 
     # What happened to the tokens
 
@@ -104,9 +114,13 @@ class LazyCache(Cache):
                 "interrupted or is still running; reset() it or start without a cache"
             )
 
-    def begin_generation(self, positions_given: bool) -> None:
-        """The next forward, however short, is a prompt."""
+    def begin_generation(
+        self, positions_given: bool, progress: Callable[[Progress], object] | None
+    ) -> None:
+        """The next forward, however short, is a prompt, and those after it are steps."""
+        self.progress = progress
         self.turn = None
+        self.generating = True
         self.counts_positions = not positions_given
 
     def follow(self, model_kwargs: dict[str, Any]) -> None:
@@ -122,7 +136,8 @@ class LazyCache(Cache):
 
     def end_generation(self) -> None:
         """generate is done, finished or not."""
-        self.mask_follows = self.counts_positions = False
+        self.mask_follows = self.counts_positions = self.generating = False
+        self.progress = None
 
     # What transformers asks of a cache
 
@@ -147,8 +162,8 @@ class LazyCache(Cache):
 
     @property
     def is_croppable(self) -> bool:
-        """Whether crop leaves no trace: without boundaries, since revived tokens stay computed."""
-        return not self.plan.boundary_layers
+        """Always; what cropped tokens added to the importance of others stays."""
+        return True
 
     @property
     def is_sliding(self) -> list[bool]:
@@ -188,15 +203,14 @@ class LazyCache(Cache):
         """Remove the newest columns.
 
         Args:
-            tokens_to_remove: minus the number of columns, as in transformers' caches.
+            tokens_to_remove: minus the number of columns, as in transformers' caches. A positive
+                number is how many stay, as transformers before 5.23 has it.
 
         Raises:
-            ValueError: a positive number, or more columns than there are.
+            ValueError: more columns than there are.
         """
         if tokens_to_remove > 0:
-            raise ValueError(
-                f"crop: expected minus the number of newest tokens, got {tokens_to_remove}"
-            )
+            tokens_to_remove = min(tokens_to_remove - self.columns, 0)
         if -tokens_to_remove > self.columns:
             raise ValueError(
                 f"crop: expected at most {self.columns} tokens, got {-tokens_to_remove}"

@@ -8,9 +8,12 @@ import torch
 from torch import nn
 
 from .families import Family, family_of
+from .parts import parts_of_model
 
 # Rotary embeddings whose frequencies do not depend on the length of the sequence.
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+
+_LAYER_TYPES = ("full_attention", "sliding_attention")
 
 _OUTPUT_CAPTURING = "transformers.utils.output_capturing"
 
@@ -30,8 +33,10 @@ def check_model(model: Any) -> Family:
         raise ValueError(f"model: {reason}")
     if getattr(model.config, "is_causal", True) is False:
         raise ValueError("model: config.is_causal: expected True, got False")
+    _check_layer_types(model.config)
     _check_structure(model, family)
-    _check_rope(model.model.rotary_emb, family)
+    if family.rotary is not None:
+        _check_rope(getattr(model, family.base).rotary_emb)
     return family
 
 
@@ -64,23 +69,29 @@ def _check_placement(model: Any) -> None:
 
 def _check_structure(model: Any, family: Family) -> None:
     """The classes and children of everything that the decoder runs itself instead of calling."""
-    base = model.model
-    check_module("model.model", base, family.base_model)
-    check_module("model.model.norm", base.norm, family.norm)
-    check_module("model.model.rotary_emb", base.rotary_emb, family.rotary)
-    _check_children(model, "model", {"model", "lm_head"})
-    _check_children(base, "model.model", {"embed_tokens", "layers", "norm", "rotary_emb"})
-    for number, layer in enumerate(base.layers[: model.config.num_hidden_layers]):
-        where = f"model.model.layers[{number}]"
-        check_module(where, layer, family.decoder_layer)
-        _check_children(layer, where, {"self_attn", "mlp", *family.norms})
-        for name in family.norms:
-            check_module(f"{where}.{name}", getattr(layer, name), family.norm)
-        attention = layer.self_attn
-        check_module(f"{where}.self_attn", attention, family.attention)
-        _check_children(attention, f"{where}.self_attn", family.attention_children)
-        for name in ("q_norm", "k_norm") if family.head_norms else ():
-            check_module(f"{where}.self_attn.{name}", getattr(attention, name), family.norm)
+    _check_children(model, "model", {family.base, "lm_head"})
+    where = f"model.{family.base}"
+    base = getattr(model, family.base)
+    check_module(where, base, family.base_model)
+    _check_children(base, where, family.base_children())
+    parts = parts_of_model(model, family)
+    check_module(f"{where}.{family.final_norm}", parts.norm, family.norm)
+    if family.rotary is not None:
+        check_module(f"{where}.rotary_emb", parts.rotary, family.rotary)
+    if parts.positions is not None:
+        check_module(f"{where}.{family.positions_name}", parts.positions, nn.Embedding)
+    for number, (layer, attention) in enumerate(zip(parts.layers, parts.attentions, strict=True)):
+        of_layer = f"{where}.{family.layers_name}[{number}]"
+        check_module(of_layer, layer, family.decoder_layer)
+        norms = family.layer_norms(layer)
+        _check_children(layer, of_layer, {family.attention_name, family.mlp_name, *norms})
+        for name in norms:
+            check_module(f"{of_layer}.{name}", getattr(layer, name), family.norm)
+        of_attention = f"{of_layer}.{family.attention_name}"
+        check_module(of_attention, attention, family.attention)
+        _check_children(attention, of_attention, family.attention_children(attention))
+        for name in family.attention_norms(attention):
+            check_module(f"{of_attention}.{name}", getattr(attention, name), family.norm)
 
 
 def check_module(where: str, module: nn.Module, expected: type[nn.Module]) -> None:
@@ -105,7 +116,8 @@ def check_module(where: str, module: nn.Module, expected: type[nn.Module]) -> No
 
 
 def _check_children(module: nn.Module, where: str, expected: set[str]) -> None:
-    got = {name for name, _ in module.named_children()}
+    # Dropout does nothing in inference mode.
+    got = {name for name, child in module.named_children() if type(child) is not nn.Dropout}
     if got != expected:
         raise ValueError(
             f"{where}: expected the modules {', '.join(sorted(expected))}, "
@@ -113,9 +125,17 @@ def _check_children(module: nn.Module, where: str, expected: set[str]) -> None:
         )
 
 
-def _check_rope(rotary: Any, family: Family) -> None:
-    kinds = rotary.rope_type.values() if family.rope_per_layer_type else [rotary.rope_type]
-    for kind in kinds:
+def _check_layer_types(config: Any) -> None:
+    for kind in set(getattr(config, "layer_types", None) or ()):
+        if kind not in _LAYER_TYPES:
+            raise ValueError(
+                f"model: config.layer_types: expected {' and '.join(_LAYER_TYPES)}, got {kind!r}"
+            )
+
+
+def _check_rope(rotary: Any) -> None:
+    kinds = rotary.rope_type  # one for every type of layer, or for all
+    for kind in kinds.values() if isinstance(kinds, dict) else [kinds]:
         if kind not in _ROPE_TYPES:
             raise ValueError(
                 f"model: rope_type: expected {', '.join(_ROPE_TYPES)}, got {kind!r}, "

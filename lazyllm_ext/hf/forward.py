@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from time import perf_counter
 from typing import Any
 
@@ -15,12 +16,17 @@ from lazyllm_ext.state import revived
 
 from .cache import CACHE_NAME, LazyCache, Plan
 from .inputs import Rows, find_positions, find_rows
+from .progress import watched
 from .refuse import refuse_context
 from .report import Turn
 
 
-def usable_cache(past: Any, plan: Plan) -> LazyCache:
+def usable_cache(past: Any, plan: Plan, known: Container[Plan]) -> LazyCache:
     """The cache to go on with: the one given, or a new one for none or for an empty DynamicCache.
+
+    Args:
+        plan: of a new one.
+        known: the plans of this `apply`.
 
     Raises:
         ValueError: any other cache, one of another `apply`, or one that is not complete.
@@ -28,7 +34,7 @@ def usable_cache(past: Any, plan: Plan) -> LazyCache:
     if past is None:
         return LazyCache(plan)
     if isinstance(past, LazyCache):
-        if past.plan is not plan:
+        if past.plan not in known:
             raise ValueError(
                 f"{CACHE_NAME}: expected a cache of this lazyllm_ext.apply, got another one's"
             )
@@ -92,7 +98,7 @@ def run(
             f"got {state.keys[0].dtype} on {state.keys[0].device}"
         )
     turn = cache.turn
-    if turn is None or columns > 1:
+    if turn is None or (columns > 1 and not cache.generating):
         turn = Turn(
             started=started,
             cached_tokens=list(state.host_length),
@@ -100,14 +106,17 @@ def run(
         )
     cache.running = True  # until the step is done: an interrupted one leaves the cache useless
     cache.state = state
-    logits = decoder.step(hidden, positions, rows.counts, state, kept)
+    progress = cache.progress if turn is not cache.turn else None
+    with watched(progress, decoder, sum(rows.counts)):
+        logits = decoder.step(hidden, positions, rows.counts, state, kept)
     cache.columns += columns
     cache.absent = rows.absent
     cache.mask_follows = False
     if turn is cache.turn:
         turn.end_step()
     else:
-        turn.end_prompt(state)
+        # What generate wants logits of beside the prompt's last token is a draft.
+        turn.end_prompt(state, drafted=kept - 1 if cache.generating else 0)
         cache.turn = turn
     cache.running = False
     return rows.unpack(logits, kept)

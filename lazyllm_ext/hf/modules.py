@@ -62,6 +62,22 @@ class OwnMLP(nn.Module):
         return rows
 
 
+class CalledMLP(nn.Module):
+    """A model's own MLP or mixture of experts, called as transformers does: with a batch."""
+
+    def __init__(self, mlp: nn.Module):
+        super().__init__()
+        self.mlp = mlp
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[rows, hidden] -> [rows, hidden]."""
+        rows = self.mlp(x.unsqueeze(0))
+        if isinstance(rows, tuple):  # experts may say which of them they chose, too
+            rows = rows[0]
+        batch: Tensor = rows
+        return batch.view(x.shape)
+
+
 class ScaledEmbedding(nn.Module):
     """Token embeddings times a factor, which is rounded to the weight's dtype as Gemma does."""
 

@@ -11,9 +11,16 @@ from transformers.generation.configuration_utils import GenerationConfig, Genera
 
 from .cache import CACHE_NAME
 
-_MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
+_MODES = (
+    GenerationMode.GREEDY_SEARCH,
+    GenerationMode.SAMPLE,
+    GenerationMode.BEAM_SEARCH,
+    GenerationMode.BEAM_SAMPLE,
+    GenerationMode.ASSISTED_GENERATION,
+)
 _SUPPORTED_MODES = (
-    "lazyllm_ext supports greedy search and sampling with one beam and the cache it makes itself"
+    "lazyllm_ext supports greedy search, sampling, beams, and drafts of an assistant or of prompt "
+    "lookup, with the cache it makes itself"
 )
 
 # Arguments of forward that may be given as long as they ask for nothing.
@@ -54,9 +61,15 @@ def refuse_unknown_arguments(arguments: Mapping[str, Any]) -> None:
 
 def refuse_generate_arguments(arguments: Mapping[str, Any]) -> None:
     """Raises ValueError for an argument of generate that leads away from its own sampling loop."""
-    for name in ("assistant_model", "custom_generate", "negative_prompt_ids"):
+    for name in ("custom_generate", "negative_prompt_ids"):
         if arguments.get(name) is not None:
             raise ValueError(f"{name}: not supported; {_SUPPORTED_MODES}")
+    assistant = arguments.get("assistant_model")
+    if "generate" in getattr(assistant, "__dict__", {}):
+        raise ValueError(
+            "assistant_model: expected a model of its own without LazyLLM, got one with a generate "
+            "that was replaced"
+        )
     if arguments.get("cache_implementation") == "paged":
         raise ValueError(f"cache_implementation='paged': not supported; {_SUPPORTED_MODES}")
 
@@ -67,11 +80,14 @@ def refuse_generation(mode: GenerationMode, config: GenerationConfig) -> None:
         raise ValueError(f"generate: {mode.value} is not supported; {_SUPPORTED_MODES}")
     options = {
         "cache_implementation": config.cache_implementation not in (None, "dynamic"),
-        "prefill_chunk_size": config.prefill_chunk_size is not None,
         "use_cache": config.use_cache is False,
         "guidance_scale": config.guidance_scale not in (None, 1),
         "token_healing": bool(config.token_healing),
         "is_assistant": bool(config.is_assistant),
+        # Drafts by parts of the model itself, which LazyLLM does not run.
+        "assistant_early_exit": getattr(config, "assistant_early_exit", None) is not None,
+        "use_mtp": bool(getattr(config, "use_mtp", False)),
+        "speculation_type": getattr(config, "speculation_type", None) is not None,
     }
     for name, refused in options.items():
         if refused:

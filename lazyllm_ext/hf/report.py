@@ -29,18 +29,20 @@ class Turn:
     cached_tokens: list[int]  # n of each sequence before the prompt
     revived: list[int]  # per boundary, before the prompt
     context_tokens: list[int] = field(default_factory=list)  # n of each sequence with the prompt
-    finished: int = 0  # tokens computed in the last layer to the end, all of the context
+    # Tokens of each sequence that were computed to the end of the last layer, of all the context.
+    finished: list[int] = field(default_factory=list)
     prompt_done: float = 0.0
-    steps: int = 0  # single tokens after the prompt
+    steps: int = 0  # calls after the prompt
     last_done: float = 0.0
 
-    def end_prompt(self, state: LazyState) -> None:
+    def end_prompt(self, state: LazyState, drafted: int) -> None:
+        """The prompt is computed, and after it so many tokens that only may be generated ones."""
         device = state.length.device
         if device.type == "cuda":
             torch.cuda.synchronize(device)  # once per generation: now the logits are there
         self.prompt_done = self.last_done = perf_counter()
-        self.context_tokens = list(state.host_length)
-        self.finished = sum(state.finished)
+        self.context_tokens = [length - drafted for length in state.host_length]
+        self.finished = list(state.finished)
 
     def end_step(self) -> None:
         self.steps += 1
@@ -56,7 +58,7 @@ class Turn:
             self,
             cached_tokens=list(map(min, self.cached_tokens, lengths)),
             context_tokens=context,
-            finished=min(self.finished, sum(context)),
+            finished=list(map(min, self.finished, context)),
         )
 
     def of_sequences(self, order: list[int]) -> Turn:
@@ -65,7 +67,20 @@ class Turn:
             self,
             cached_tokens=[self.cached_tokens[place] for place in order],
             context_tokens=[self.context_tokens[place] for place in order],
+            finished=[self.finished[place] for place in order],
         )
+
+
+@dataclass(frozen=True)
+class SequenceReport:
+    """The same of one sequence of a batch; see `Report`."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    generated_tokens: int
+    tokens_total: int
+    tokens_per_stage: list[int]
+    prompt_computed_percent: float
 
 
 @dataclass(frozen=True)
@@ -80,11 +95,11 @@ class Report:
         sequences: size of the batch.
         prompt_tokens: new tokens of the prompt.
         cached_tokens: tokens that the cache held before the prompt.
-        generated_tokens: tokens whose logits were computed, one for the prompt and one for each
-            step after it.
+        generated_tokens: the token that the prompt gave and those computed after it, of every
+            sequence.
         ttft_seconds: from the entry of the prompt's forward to its logits.
         decode_seconds: from the prompt's logits to the last ones, the sampling between included.
-        decode_seconds_per_token: of one step; None where there was none.
+        decode_seconds_per_token: of one token of each sequence; None where there was no step.
         decode_tokens_per_second: of all sequences together; None where there was none.
         tokens_total: tokens that the cache holds, computed or waiting.
         tokens_per_stage: tokens whose keys and values exist, for the stages 0 to S.
@@ -95,6 +110,7 @@ class Report:
         revived_per_boundary: tokens that this turn took out of each Aux Cache.
         kv_bytes, aux_bytes: memory of the stores, spare room included.
         dense_kv_bytes: what a dense cache needs for the same tokens, padding excluded.
+        per_sequence: what can be said of every sequence by itself.
     """
 
     schedule: dict[str, Any]
@@ -115,10 +131,17 @@ class Report:
     kv_bytes: int
     aux_bytes: int
     dense_kv_bytes: int
+    per_sequence: list[SequenceReport]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and dicts."""
         return asdict(self)
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> Report:
+        """The report that `to_dict` or the JSON text of `to_json` says."""
+        sequences = [SequenceReport(**entry) for entry in data["per_sequence"]]
+        return Report(**{**data, "per_sequence": sequences})
 
     def to_json(self) -> str:
         """The report as JSON text."""
@@ -134,43 +157,68 @@ def make_report(
 ) -> Report:
     """The report of a turn, from the state as it is now."""
     sequences = len(state.host_length)
-    per_stage = [sum(counts) for counts in computed_per_stage(state)]
+    stages = computed_per_stage(state)
+    per_stage = [sum(counts) for counts in stages]
     context = sum(turn.context_tokens)
-    of_context = _per_layer(spec, _context_per_stage(state, turn), turn.finished)
+    of_context = _context_per_stage(state, turn)
+    percents = [
+        _percent(spec, [counts[b] for counts in of_context], turn.finished[b], context_of_b)
+        for b, context_of_b in enumerate(turn.context_tokens)
+    ]
     decode_seconds = turn.last_done - turn.prompt_done
+    later = sum(state.host_length) - context  # generated and computed, after the prompt
     return Report(
         schedule=schedule.to_dict(),
         boundary_layers=list(boundary_layers),
         sequences=sequences,
         prompt_tokens=context - sum(turn.cached_tokens),
         cached_tokens=sum(turn.cached_tokens),
-        generated_tokens=(1 + turn.steps) * sequences,
+        generated_tokens=later + sequences,
         ttft_seconds=turn.prompt_done - turn.started,
         decode_seconds=decode_seconds,
-        decode_seconds_per_token=decode_seconds / turn.steps if turn.steps else None,
-        decode_tokens_per_second=turn.steps * sequences / decode_seconds if turn.steps else None,
+        decode_seconds_per_token=decode_seconds * sequences / later if later else None,
+        decode_tokens_per_second=later / decode_seconds if later else None,
         tokens_total=sum(state.host_length),
         tokens_per_stage=per_stage,
         tokens_per_layer=_per_layer(spec, per_stage, sum(state.finished)),
-        prompt_computed_percent=100.0 * sum(of_context) / max(len(of_context) * context, 1),
+        prompt_computed_percent=_percent(
+            spec, [sum(counts) for counts in of_context], sum(turn.finished), context
+        ),
         revived_per_boundary=[
             now - before for now, before in zip(revived(state), turn.revived, strict=True)
         ],
         kv_bytes=kv_nbytes(state),
         aux_bytes=aux_nbytes(state),
         dense_kv_bytes=_dense_nbytes(spec, state),
+        per_sequence=[
+            SequenceReport(
+                prompt_tokens=turn.context_tokens[b] - turn.cached_tokens[b],
+                cached_tokens=turn.cached_tokens[b],
+                generated_tokens=length - turn.context_tokens[b] + 1,
+                tokens_total=length,
+                tokens_per_stage=[counts[b] for counts in stages],
+                prompt_computed_percent=percents[b],
+            )
+            for b, length in enumerate(state.host_length)
+        ],
     )
 
 
-def _context_per_stage(state: LazyState, turn: Turn) -> list[int]:
-    """Tokens of the context (cached and prompt) in C_0 … C_S."""
+def _context_per_stage(state: LazyState, turn: Turn) -> list[list[int]]:
+    """How many tokens of each sequence's context (cached and prompt) are in C_0 … C_S."""
     return [
-        sum(
+        [
             int((computed(state, stage, sequence) < length).sum())
             for sequence, length in enumerate(turn.context_tokens)
-        )
+        ]
         for stage in range(len(state.slot))
     ]
+
+
+def _percent(spec: StoreSpec, per_stage: list[int], finished: int, context: int) -> float:
+    """Mean over layers of the tokens whose whole layer was computed, in percent of the context."""
+    counts = _per_layer(spec, per_stage, finished)
+    return 100.0 * sum(counts) / max(len(counts) * context, 1)
 
 
 def _per_layer(spec: StoreSpec, per_stage: list[int], finished: int) -> list[int]:

@@ -1,6 +1,7 @@
 """The one place that knows LazyLLM's bookkeeping."""
 
 from .edit import crop_, select_sequences
+from .saving import from_tensors, to_tensors
 from .stores import (
     count_step_,
     enter_stage_,
@@ -40,6 +41,7 @@ __all__ = [
     "count_step_",
     "crop_",
     "enter_stage_",
+    "from_tensors",
     "give_back_",
     "kv_nbytes",
     "lengths",
@@ -53,6 +55,7 @@ __all__ = [
     "table_columns",
     "table_nbytes",
     "take_waiting_",
+    "to_tensors",
     "waiting",
     "waiting_per_boundary",
     "widen_tables_",

@@ -78,6 +78,7 @@ def tail(dense: LazyDecoder, schedule: PruningSchedule, first: int) -> LazyDecod
         ropes=list(dense.ropes),
         schedule=own.resolve([layer.window == 0 for layer in layers[first:]]),
         hidden_size=dense.spec.hidden_size,
+        logit_scale=dense.logit_scale,
         logit_softcap=dense.logit_softcap,
     )
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lazyllm_ext.cli.generate import Stream
+from lazyllm_ext.hf import SUPPORTED
 
 from .conftest import CONTEXT, Ran
 
@@ -284,8 +285,8 @@ def test_folders_that_are_no_model(run: Run, folder: Path, tmp_path: Path):
     refuse("config.json cannot be read")
     config.write_text("[]", encoding="utf-8")
     refuse("config.json cannot be read")
-    config.write_text('{"model_type": "gpt2"}', encoding="utf-8")
-    refuse("expected a model of type llama, mistral, qwen2, qwen3, gemma3_text, got 'gpt2' in")
+    config.write_text('{"model_type": "opt"}', encoding="utf-8")
+    refuse(f"expected a model of type {', '.join(SUPPORTED)}, got 'opt' in")
     for file in folder.iterdir():
         if file.suffix == ".json":
             (tmp_path / file.name).write_bytes(file.read_bytes())

@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tokenizers
 import torch
+from tokenizers import models, pre_tokenizers
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
 
 from lazyllm_ext.demo.model import cache_folder
 
@@ -54,3 +58,17 @@ def model() -> nn.Module:
 def ids() -> Tensor:
     """Three prompts of 13 tokens."""
     return torch.randint(3, 83, (3, 13), generator=torch.Generator().manual_seed(7))
+
+
+@pytest.fixture
+def tokenizer() -> Any:
+    """A word is a token, a letter or two of them."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = ["<pad>", "<s>", "</s>", *letters, *(f"{a}{b}" for a in letters[:3] for b in letters)]
+    table = {word: number for number, word in enumerate(words[:83])}
+    model = models.WordLevel(table, unk_token="<pad>")
+    words_of = tokenizers.Tokenizer(model)
+    words_of.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words_of, pad_token="<pad>", eos_token="</s>", padding_side="left"
+    )

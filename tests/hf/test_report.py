@@ -110,4 +110,4 @@ def test_json(model: nn.Module, ids: Tensor) -> None:
     generate(model, input_ids=ids)
     report: Any = lazy.report()
     assert json.loads(report.to_json()) == report.to_dict()
-    assert Report(**report.to_dict()) == report
+    assert Report.from_dict(json.loads(report.to_json())) == report

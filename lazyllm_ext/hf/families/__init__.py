@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from importlib import import_module
+from functools import cache
 from typing import Any
 
 from torch import nn
 
 from .family import Family
+from .reasons import REASONS
+from .table import FAMILIES
 
-# model_type -> module of this package. Imported when asked for: each brings in its model's code.
-_MODULES = {
-    "llama": "llama",
-    "mistral": "mistral",
-    "qwen2": "qwen2",
-    "qwen3": "qwen3",
-    "gemma3_text": "gemma3",
-}
-
-SUPPORTED = tuple(_MODULES)
-
-_LISTED = ", ".join(SUPPORTED)
+SUPPORTED = tuple(sorted(FAMILIES))
 
 
 def family_of(model: Any) -> Family:
@@ -36,14 +27,15 @@ def family_of(model: Any) -> Family:
     if got == "OptimizedModule":
         raise ValueError("model: expected the model itself, got one that torch.compile returned")
     kind = getattr(model.config, "model_type", None)
-    if kind not in _MODULES:
-        hint = ""
+    if kind not in FAMILIES:
+        reason = REASONS.get(kind or "", "its layers are not described")
         if getattr(model.config, "is_encoder_decoder", False):
-            hint = ": an encoder-decoder"
-        elif kind == "gemma3":
-            hint = ": with images; load its text as Gemma3ForCausalLM"
-        raise ValueError(f"model: expected a model of type {_LISTED}, got {kind!r} ({got}){hint}")
-    family: Family = import_module(f".{_MODULES[kind]}", __name__).FAMILY
+            reason = "an encoder-decoder"
+        raise ValueError(
+            f"model: expected a model of type {', '.join(SUPPORTED)}, got {kind!r} ({got}): "
+            f"{reason}"
+        )
+    family = _family(kind)
     if type(model) is not family.causal_lm:
         hint = ""
         if hasattr(model, "get_base_model"):
@@ -52,4 +44,10 @@ def family_of(model: Any) -> Family:
     return family
 
 
-__all__ = ["SUPPORTED", "Family", "family_of"]
+@cache
+def _family(kind: str) -> Family:
+    """Made when asked for: each brings in its model's code."""
+    return FAMILIES[kind]()
+
+
+__all__ = ["REASONS", "SUPPORTED", "Family", "family_of"]

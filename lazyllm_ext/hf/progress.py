@@ -1,0 +1,77 @@
+"""How far a prefill is, for whoever waits for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from time import perf_counter
+
+from lazyllm_ext.decoder import LazyDecoder
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One more layer of a prefill is done.
+
+    Attributes:
+        layers_done, layers: of how many.
+        tokens: new tokens of the prompt, all sequences together.
+        tokens_in_layer: of how many the layer was computed to its end.
+        seconds: since the prefill began.
+        remaining_seconds: an estimate, which knows what the schedule keeps.
+    """
+
+    layers_done: int
+    layers: int
+    tokens: int
+    tokens_in_layer: int
+    seconds: float
+    remaining_seconds: float
+
+
+# Of the call that is running in this thread or task: two generations at once each have their own.
+_watcher: ContextVar[Callable[[int, int], None] | None] = ContextVar("watcher", default=None)
+
+
+def tell_watcher(layer: int, rows: int) -> None:
+    """What every decoder of an `apply` calls after a layer."""
+    watcher = _watcher.get()
+    if watcher is not None:
+        watcher(layer, rows)
+
+
+@contextmanager
+def watched(
+    callback: Callable[[Progress], object] | None, decoder: LazyDecoder, tokens: int
+) -> Iterator[None]:
+    """Call `callback` after every layer that is computed within; what it raises ends the step."""
+    if callback is None:
+        yield
+        return
+    shares = _shares(decoder, tokens)
+    began = perf_counter()
+
+    def watcher(layer: int, rows: int) -> None:
+        seconds, done = perf_counter() - began, layer + 1
+        remaining = seconds * sum(shares[done:]) / sum(shares[:done])
+        callback(Progress(done, len(shares), tokens, rows, seconds, remaining))
+
+    before = _watcher.set(watcher)
+    try:
+        yield
+    finally:
+        _watcher.reset(before)
+
+
+def _shares(decoder: LazyDecoder, tokens: int) -> list[float]:
+    """Which part of the prompt each layer computes, by the schedule."""
+    share, shares = 1.0, []
+    for number in decoder.boundary_at:
+        if number >= 0 and tokens >= decoder.boundaries[number].min_tokens:
+            boundary = decoder.boundaries[number]
+            kept = boundary.budget / tokens if boundary.budget >= 0 else boundary.keep
+            share = min(share, max(kept, 1 / tokens))
+        shares.append(share)
+    return shares

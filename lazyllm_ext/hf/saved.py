@@ -1,0 +1,122 @@
+"""A computed prefill in a file: what was read once answers questions in other processes too."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lazyllm_ext.decoder import LazyDecoder
+from lazyllm_ext.state import from_tensors, to_tensors
+
+from .cache import LazyCache, Plan
+
+_FORMAT = "lazyllm-ext prefill 1"
+_SAMPLES = 4096  # elements of a parameter that its fingerprint reads
+
+
+def model_fingerprint(model: Any, decoder: LazyDecoder) -> str:
+    """32 hexadecimal digits that tell models apart: names, shapes, dtypes and values of weights.
+
+    Of each parameter and buffer up to 4,096 evenly spaced elements are read, so that it takes
+    moments. A change of a few single weights can go unnoticed, training or merging cannot.
+    """
+    digest = hashlib.sha256(type(model).__name__.encode())
+    for layer in decoder.layers:
+        fields = ("scale", "window", "softcap", "rope", "parallel", "residual_scale")
+        digest.update(repr([getattr(layer, field) for field in fields]).encode())
+    digest.update(repr([decoder.embed_scale, decoder.logit_scale]).encode())
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}".encode())
+        flat = tensor.detach().reshape(-1)
+        sample = flat[:: max(1, flat.numel() // _SAMPLES)]
+        digest.update(sample.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def save(cache: LazyCache, model: str, path: str | os.PathLike[str]) -> None:
+    """Write a cache to a safetensors file.
+
+    Raises:
+        ValueError: the cache is empty or not complete.
+        OSError: the file cannot be written.
+    """
+    cache.check_usable()
+    if cache.state is None:
+        raise ValueError("cache: expected a cache that has been used, got an empty one")
+    tensors = to_tensors(cache.state, cache.plan.spec)
+    if cache.absent is not None:
+        tensors["absent"] = cache.absent
+    metadata = {
+        "format": _FORMAT,
+        "model": model,
+        "schedule": json.dumps(_rules(cache.plan)),
+        "columns": str(cache.columns),
+    }
+    save_file(tensors, path, metadata)
+
+
+def load(
+    path: str | os.PathLike[str], plan: Plan, model: str, dtype: torch.dtype, device: torch.device
+) -> LazyCache:
+    """The cache that `save` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: no file of `save`, or one of another model, schedule or dtype.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"path: expected a saved prefill, got no file: {os.fspath(path)}")
+    where = f"path: {os.fspath(path)}"
+    try:
+        with safe_open(path, "pt", device=str(device)) as file:
+            metadata = file.metadata() or {}
+            _check(where, metadata, plan, model)
+            tensors: dict[str, Tensor] = {
+                name: file.get_tensor(name) for name in file.offset_keys()
+            }
+    except SafetensorError as error:
+        raise ValueError(f"{where}: expected a saved prefill, got another file: {error}") from error
+    cache = LazyCache(plan)
+    cache.absent = tensors.pop("absent", None)
+    try:
+        cache.state = from_tensors(plan.spec, tensors)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    got = cache.state.keys[0].dtype
+    if got != dtype:
+        raise ValueError(f"{where}: expected {dtype}, got {got}")
+    cache.columns = int(metadata["columns"])
+    return cache
+
+
+def _rules(plan: Plan) -> dict[str, Any]:
+    """What of a schedule decides what is computed."""
+    rules = plan.schedule.to_dict()
+    rules.pop("name", None)
+    rules.pop("models", None)
+    return {**rules, "layers": list(plan.boundary_layers)}
+
+
+def _check(where: str, metadata: dict[str, str], plan: Plan, model: str) -> None:
+    if metadata.get("format") != _FORMAT:
+        raise ValueError(f"{where}: expected a saved prefill ({_FORMAT!r}), got another file")
+    if metadata["model"] != model:
+        raise ValueError(
+            f"{where}: expected a prefill of this model ({model}), got one of another model or of "
+            f"other weights ({metadata['model']})"
+        )
+    got = json.loads(metadata["schedule"])
+    expected = json.loads(json.dumps(_rules(plan)))
+    if got != expected:
+        different = [name for name in expected if got.get(name) != expected[name]]
+        raise ValueError(
+            f"{where}: expected a prefill under the schedule that is applied, got another "
+            f"{', '.join(different)}"
+        )
