@@ -310,10 +310,19 @@ def test_objects_are_checked_like_json():
 
 @pytest.mark.parametrize(
     "name, layers",
-    [("dense", ()), ("paper", (9, 18, 27)), ("balanced", (14, 19)), ("fast", (10, 14, 19))],
+    [("dense", ()), ("paper", (9, 18, 27)), ("balanced", (11, 14, 19)), ("fast", (9, 14, 19))],
 )
 def test_shipped_on_30_layers(name: str, layers: tuple[int, ...]):
     assert PruningSchedule.load(name).resolve(FULL_30).layers == layers
+
+
+@pytest.mark.parametrize("name", ["balanced", "fast"])
+def test_shipped_for_a_measured_model(name: str):
+    schedule = PruningSchedule.load(name)
+    mine = schedule.for_model("HuggingFaceTB/SmolLM2-135M-Instruct")
+    assert mine.name == f"{name} for SmolLM2-135M"
+    assert mine.resolve(FULL_30).layers == (8, 15, 18)
+    assert schedule.for_model("HuggingFaceTB/SmolLM2-360M-Instruct") is schedule
 
 
 def test_every_shipped_schedule_fits_every_depth():
@@ -344,9 +353,9 @@ def test_depth_is_the_nearest_full_attention_layer(full: list[bool], depth: floa
 
 
 def test_depths_that_meet_are_the_later_boundary():
-    # Layers 8 and 11 are asked; 5 and 11 are both three from 8, and the later one wins the tie.
+    # Layers 7, 8 and 11 are asked; 5 and 11 are both three from 8, and the later one wins the tie.
     resolved = PruningSchedule.load("balanced").resolve(GEMMA_18)
-    assert (resolved.layers, resolved.keeps) == ((11,), (0.15,))
+    assert (resolved.layers, resolved.keeps) == ((5, 11), (0.5, 0.15))
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ def test_writes_what_loads(run: Callable[..., Ran], folder: Path, tmp_path: Path
     assert (ran.status, ran.stderr) == (0, "")
     said = json.loads(ran.stdout)
     assert said["bytes"] == file.stat().st_size
-    assert said["boundary_layers"] == [2, 3]
+    assert said["boundary_layers"] == [1, 2, 3]
     exported = export.load(file, tokenizer=folder / "tokenizer.json")
     assert exported.description.dtype == "float32"
     assert len(list(exported.generate([70, 71, 72], 3))) == 3
