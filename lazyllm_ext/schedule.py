@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -22,6 +23,8 @@ _BOUNDARY_FIELDS = ("layer", "depth", "keep", "percentile", "tokens", "heads")
 _RULES = (
     "window", "pool", "protect_first", "over_heads", "accumulate", "max_revive", "min_tokens",
 )  # fmt: skip
+# What may follow a key in the name of a variant of its model.
+_VARIANT = re.compile(r"|([-_]|\.(?!\d))[^/]*")
 _SCHEDULE_FIELDS = ("name", "boundaries", *_RULES, "models")
 
 
@@ -252,13 +255,14 @@ class PruningSchedule:
         Args:
             model_id: a hub id or a folder. An entry's key matches it, or the last part of its path,
                 whatever the case; and a name that goes on after the key with `-`, `_` or `.`, as
-                those of variants and fine-tuned models do. The longest key wins.
+                those of variants and fine-tuned models do, but not with a version's next number
+                (`Qwen2` is not `Qwen2.5`). The longest key wins.
         """
         if model_id:
             whole = model_id.replace("\\", "/").rstrip("/").lower()
             for key, entry in sorted(self.models.items(), key=lambda item: -len(item[0])):
                 for name in (whole, whole.rsplit("/", 1)[-1]):
-                    if name.startswith(key.lower()) and name[len(key) : len(key) + 1] in "-_.":
+                    if name.startswith(key.lower()) and _VARIANT.fullmatch(name[len(key) :]):
                         return entry
         return self
 

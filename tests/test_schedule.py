@@ -353,7 +353,7 @@ def test_depth_is_the_nearest_full_attention_layer(full: list[bool], depth: floa
 
 
 def test_depths_that_meet_are_the_later_boundary():
-    # Layers 5, 7, 8 and 11 are asked; 5 and 11 are both three from 8, and the later one wins the tie.
+    # Layers 5, 7, 8 and 11 are asked; 5 and 11 are both three from 8, the later one wins the tie.
     resolved = PruningSchedule.load("balanced").resolve(GEMMA_18)
     assert (resolved.layers, resolved.keeps) == ((5, 11), (0.5, 0.25))
 
@@ -388,6 +388,14 @@ def test_the_longest_key_that_fits_a_model_wins():
     schedule = PruningSchedule.from_dict(one(models=entries))
     assert schedule.for_model("Qwen/Qwen2.5-Coder-0.5B-Instruct").pool == 5
     assert schedule.for_model("Qwen/Qwen2.5-Coder-7B").pool == 3
+    whole = PruningSchedule.from_dict(one(models={"Qwen/Qwen2": one(pool=5), "Llama-3": one()}))
+    for other in (
+        "Qwen/Qwen2.5-0.5B",
+        "meta/Llama-3.2-1B",
+        "Llama-3-runs/mistral",
+        "llama-3.bak/x",
+    ):
+        assert whole.for_model(other) is whole
 
 
 def test_entry_for_a_known_model_replaces_the_general_schedule():

@@ -85,7 +85,7 @@ class Exported:
 
     def _fits(self) -> bool:
         """Whether the next token is in the middle of what the compiled step was made for."""
-        return bool(0 < self.program.lengths()[0] < self.program.columns)
+        return bool(self.program.fits())
 
     def _compiled(self, ids: Tensor) -> Tensor:
         if self._room == 0:

@@ -98,14 +98,20 @@ class Program(nn.Module):
         self.eos_token_ids = list(eos_token_ids)
         self.columns = columns
         self.max_revive = max((b.max_revive for b in decoder.boundaries), default=0)
-        self.state = decoder.new_state(batch, decoder.embed.weight)
+        self.state = self._new_state(batch)
+
+    def _new_state(self, batch: int) -> LazyState:
+        state = self.decoder.new_state(batch, self.decoder.embed.weight)
+        if self.columns > 0:  # so that tables outgrow compiled steps with the context, not before
+            bookkeeping.widen_tables_(state, self.columns)
+        return state
 
     @torch.jit.export
     def reset(self, batch: int = 1) -> None:
         """Forget everything, and make room for `batch` sequences."""
         if batch < 1:
             raise ValueError(f"reset: batch: expected at least 1, got {batch}")
-        self.state = self.decoder.new_state(batch, self.decoder.embed.weight)
+        self.state = self._new_state(batch)
 
     def forward(self, ids: Tensor, counts: list[int], logits_to_keep: int = 1) -> Tensor:
         """Compute the next tokens of every sequence: a prompt, one token, or the next turn.
@@ -182,6 +188,12 @@ class Program(nn.Module):
             bookkeeping.aux_nbytes(self.state),
             bookkeeping.table_nbytes(self.state),
         ]
+
+    @torch.jit.export
+    def fits(self) -> bool:
+        """Whether the next token is in the middle of what the compiled step was made for."""
+        longest = max(self.state.host_length)
+        return 0 < longest < self.columns and self.state.position[0].size(1) <= self.columns
 
     @torch.jit.export
     def compiled_state(self, steps: int) -> list[list[Tensor]]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, MutableMapping
 from types import TracebackType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -21,6 +23,7 @@ from .families import family_of
 from .forward import output, run, usable_cache
 from .progress import tell_watcher
 from .refuse import (
+    refuse_drafts_of_turn,
     refuse_forward_arguments,
     refuse_generate_arguments,
     refuse_generation,
@@ -29,6 +32,9 @@ from .refuse import (
 )
 from .report import Report
 from .saved import load, model_fingerprint, save
+
+# Decoders of single calls' schedules that are kept for further calls.
+_LAST_PLANS = 16
 
 # Attributes of the model that an instance of Lazy stands in for, by its own methods' names.
 _REPLACED = (
@@ -97,8 +103,10 @@ class Lazy:
         self.model = model
         self.schedule = loaded.for_model(getattr(model.config, "name_or_path", None))
         self._checked = checked
-        # The decoder of each schedule: the one applied, and those of single calls.
-        self._decoders: dict[Plan, LazyDecoder] = {}
+        # The decoder of each schedule: the one applied, and those of single calls, as long as a
+        # cache is there that was begun with it, or it is one of the last ones.
+        self._decoders: MutableMapping[Plan, LazyDecoder] = WeakKeyDictionary()
+        self._last_plans: deque[Plan] = deque(maxlen=_LAST_PLANS)
         self._plan = self._add_plan(self.schedule)
         self.decoder = self._decoders[self._plan]
         self._parts = taken_from(model, family)
@@ -117,6 +125,7 @@ class Lazy:
         decoder.on_layer = tell_watcher
         plan = Plan(decoder.spec, schedule, tuple(boundary_layers))
         self._decoders[plan] = decoder
+        self._last_plans.append(plan)
         return plan
 
     def _plan_for(self, schedule: Any) -> Plan:
@@ -128,6 +137,7 @@ class Lazy:
         for plan in list(self._decoders):
             if plan.schedule == own:
                 return plan
+        self._check_parts()
         return self._add_plan(own)
 
     def _cache_for(self, given: Any, schedule: Any) -> LazyCache:
@@ -162,6 +172,7 @@ class Lazy:
         *,
         inputs_embeds: Tensor | None = None,
         position_ids: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
         lazy_schedule: Any = None,
     ) -> LazyCache:
         """Read a document once, for many questions.
@@ -175,6 +186,7 @@ class Lazy:
             inputs_embeds: [B, columns, hidden].
             attention_mask: [B, columns], 0 where there is no token.
             position_ids: [B, columns]; by default they count the tokens of each sequence.
+            token_type_ids: zeros, as some tokenizers give them; without an effect.
             lazy_schedule: the schedule of this document and its questions, anything that `apply`
                 takes; by default the one applied.
 
@@ -186,6 +198,7 @@ class Lazy:
             attention_mask,
             position_ids,
             inputs_embeds=inputs_embeds,
+            token_type_ids=token_type_ids,
             use_cache=True,
             logits_to_keep=1,
             return_dict=True,
@@ -323,6 +336,7 @@ class Lazy:
             raise TypeError(f"lazy_progress: expected a function, got {type(progress).__name__}")
         if cache.columns:
             refuse_turn(arguments, cache.columns)
+            refuse_drafts_of_turn(arguments, self.model.generation_config, cache.columns)
         cache.begin_generation(arguments.get("position_ids") is not None, progress)
         arguments[CACHE_NAME] = cache
         try:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lazyllm_ext.decoder import LazyDecoder, LazyLayer, RMSNorm, Rotary
-from lazyllm_ext.decoder.modules import PartOfProjection
+from lazyllm_ext.decoder.modules import PartOfProjection, is_untouched
 from lazyllm_ext.schedule import PruningSchedule
 
 from .checks import check_model
@@ -177,7 +177,13 @@ def _own(module: Any, expected: type[nn.Module], name: str, hint: str = "") -> A
         raise ValueError(
             f"export: {name}: expected {expected.__name__}, got {type(module).__name__}{hint}"
         )
+    _check_untouched(module, name)
     return module
+
+
+def _check_untouched(module: nn.Module, name: str) -> None:
+    if not is_untouched(module):
+        raise ValueError(f"export: {name}: expected no hook and the forward of its class")
 
 
 def _linear(module: Any, name: str) -> nn.Linear:
@@ -191,14 +197,17 @@ def _mlp(mlp: Any, family: Family, config: Any, export: bool) -> nn.Module:
     if not export:
         return OwnMLP(mlp) if gated else CalledMLP(mlp)
     if not gated:
-        expected = "a gated MLP" if family.mlp is None else family.mlp.__name__
-        raise ValueError(f"export: mlp: expected {expected}, got {type(mlp).__name__}")
-    name = getattr(config, "hidden_activation", None) or config.hidden_act
+        raise ValueError(
+            f"export: mlp: expected a gated MLP ({', '.join(sorted(_MLP_PARTS))}) of the family's "
+            f"own class, got {type(mlp).__name__}"
+        )
+    for name, module in (("mlp", mlp), ("act_fn", mlp.act_fn)):
+        _check_untouched(module, name)
     return GatedMLP(
         _linear(mlp.gate_proj, "gate_proj"),
         _linear(mlp.up_proj, "up_proj"),
         _linear(mlp.down_proj, "down_proj"),
-        activation(name),
+        activation(mlp.act_fn),
     )
 
 

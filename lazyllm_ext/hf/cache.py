@@ -33,7 +33,7 @@ CACHE_NAME = (
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What a cache knows of the decoder that fills it; one object per `apply`."""
+    """What a cache knows of the decoder that fills it; one object per schedule of an `apply`."""
 
     spec: StoreSpec
     schedule: PruningSchedule

@@ -102,7 +102,7 @@ def run(
         turn = Turn(
             started=started,
             cached_tokens=list(state.host_length),
-            revived=revived(state) if cache.columns else [0] * len(decoder.boundaries),
+            revived=revived(state),
         )
     cache.running = True  # until the step is done: an interrupted one leaves the cache useless
     cache.state = state

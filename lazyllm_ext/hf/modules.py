@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.activations import ACT2FN
 
 from lazyllm_ext.decoder.modules import Projection, is_plain, is_untouched
 
@@ -93,12 +94,15 @@ class ScaledEmbedding(nn.Module):
         return nn.functional.embedding(ids, self.weight) * self.scale.to(self.weight.dtype)
 
 
-def activation(name: str) -> nn.Module:
-    """The scriptable module of an activation that a configuration names.
+def activation(own: nn.Module) -> nn.Module:
+    """The scriptable module that computes what a model's own activation does.
 
     Raises:
         ValueError: there is none.
     """
-    if name not in _ACTIVATIONS:
-        raise ValueError(f"export: activation: expected {', '.join(_ACTIVATIONS)}, got {name!r}")
-    return _ACTIVATIONS[name]
+    for name, scriptable in _ACTIVATIONS.items():
+        if type(own) is type(ACT2FN[name]):
+            return scriptable
+    raise ValueError(
+        f"export: activation: expected {', '.join(_ACTIVATIONS)}, got {type(own).__name__}"
+    )

@@ -47,8 +47,12 @@ def watched(
     callback: Callable[[Progress], object] | None, decoder: LazyDecoder, tokens: int
 ) -> Iterator[None]:
     """Call `callback` after every layer that is computed within; what it raises ends the step."""
-    if callback is None:
-        yield
+    if callback is None:  # a call within another one's callback tells that one nothing
+        before = _watcher.set(None)
+        try:
+            yield
+        finally:
+            _watcher.reset(before)
         return
     shares = _shares(decoder, tokens)
     began = perf_counter()

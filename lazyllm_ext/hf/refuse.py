@@ -113,6 +113,26 @@ def refuse_turn(arguments: Mapping[str, Any], columns: int) -> None:
         )
 
 
+def refuse_drafts_of_turn(arguments: Mapping[str, Any], config: Any, columns: int) -> None:
+    """Raises ValueError for drafts that would go on from a cache of so many columns.
+
+    transformers feeds the whole conversation to the first draft's check, the cached part as well.
+    """
+    configs = (arguments.get("generation_config"), config)
+    lookup = arguments.get("prompt_lookup_num_tokens") or any(
+        getattr(one, "prompt_lookup_num_tokens", None) for one in configs
+    )
+    for name, given in (
+        ("assistant_model", arguments.get("assistant_model")),
+        ("prompt_lookup_num_tokens", lookup),
+    ):
+        if given:
+            raise ValueError(
+                f"{name}: drafts do not go on from a cache: transformers would read its {columns} "
+                f"columns again; leave out {name} or {CACHE_NAME}"
+            )
+
+
 def refuse_context(name: str, given: Tensor, device: torch.device) -> None:
     """Raises ValueError where a forward's input or its surroundings do not fit the model."""
     if given.device != device:

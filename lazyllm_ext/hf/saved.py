@@ -18,16 +18,22 @@ from lazyllm_ext.state import from_tensors, to_tensors
 from .cache import LazyCache, Plan
 
 _FORMAT = "lazyllm-ext prefill 1"
+_ADAPTERS = ("active_adapters", "disable_adapters", "merged_adapters", "scaling")  # PEFT's names
 _SAMPLES = 4096  # elements of a parameter that its fingerprint reads
 
 
 def model_fingerprint(model: Any, decoder: LazyDecoder) -> str:
-    """32 hexadecimal digits that tell models apart: names, shapes, dtypes and values of weights.
+    """32 hexadecimal digits that tell models apart: modules, adapters that are on, and weights.
 
     Of each parameter and buffer up to 4,096 evenly spaced elements are read, so that it takes
     moments. A change of a few single weights can go unnoticed, training or merging cannot.
     """
     digest = hashlib.sha256(type(model).__name__.encode())
+    # Classes, activations and epsilons; what a configuration alone holds; adapters that are on.
+    digest.update(repr(model).encode())
+    digest.update(repr(getattr(model.config, "num_experts_per_tok", None)).encode())
+    for module in model.modules():
+        digest.update(repr([getattr(module, name, None) for name in _ADAPTERS]).encode())
     for layer in decoder.layers:
         fields = ("scale", "window", "softcap", "rope", "parallel", "residual_scale")
         digest.update(repr([getattr(layer, field) for field in fields]).encode())
@@ -93,6 +99,11 @@ def load(
     if got != dtype:
         raise ValueError(f"{where}: expected {dtype}, got {got}")
     cache.columns = int(metadata["columns"])
+    lengths = cache.state.host_length
+    if cache.columns < max(lengths) or (
+        cache.absent is not None and cache.absent.size(0) != len(lengths)
+    ):
+        raise ValueError(f"{where}: expected a saved prefill, got a damaged one")
     return cache
 
 
@@ -107,6 +118,8 @@ def _rules(plan: Plan) -> dict[str, Any]:
 def _check(where: str, metadata: dict[str, str], plan: Plan, model: str) -> None:
     if metadata.get("format") != _FORMAT:
         raise ValueError(f"{where}: expected a saved prefill ({_FORMAT!r}), got another file")
+    if {"model", "schedule", "columns"} - metadata.keys() or not metadata["columns"].isdigit():
+        raise ValueError(f"{where}: expected a saved prefill, got a damaged one")
     if metadata["model"] != model:
         raise ValueError(
             f"{where}: expected a prefill of this model ({model}), got one of another model or of "

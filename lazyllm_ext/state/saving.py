@@ -67,6 +67,14 @@ def from_tensors(spec: StoreSpec, tensors: dict[str, Tensor]) -> LazyState:
     if tensors.keys() != expected:
         odd = ", ".join(sorted(expected ^ tensors.keys()))
         raise ValueError(f"expected the tensors of a saved state, got too few or too many: {odd}")
+    lengths: list[int] = tensors["length"].tolist()
+    if max(lengths) > tensors["position.0"].shape[-1]:
+        raise ValueError(f"length: got {lengths}, more tokens than there are columns")
+    sizes = {"finished": len(state.finished), "freed": len(state.freed)}
+    sizes |= {name: getattr(state, name).numel() for name in ("used", "revived")}
+    for name, size in sizes.items():
+        if tensors[name].numel() != size:
+            raise ValueError(f"{name}: expected {size} numbers, got {tensors[name].numel()}")
     used: list[int] = tensors["used"].tolist()
     rows = _rows_of_stores(spec, used)
     for what in _LISTS:
@@ -78,14 +86,13 @@ def from_tensors(spec: StoreSpec, tensors: dict[str, Tensor]) -> LazyState:
                 raise ValueError(f"{name}: got {got.dtype} of {got.dim()} dimensions")
             if name in rows and got.shape != (rows[name], *empty[number].shape[1:]):
                 raise ValueError(f"{name}: got shape {list(got.shape)}")
+            if what in _TABLES and got.shape != (len(lengths), max(lengths)):
+                raise ValueError(f"{name}: got shape {list(got.shape)}")
             empty[number] = got
     for stage, table in enumerate(state.slot):
         _check_rows(f"slot.{stage}", table, used[stage])
     for boundary, table in enumerate(state.aux_slot):
         _check_rows(f"aux_slot.{boundary}", table, used[len(state.slot) + boundary])
-    lengths: list[int] = tensors["length"].tolist()
-    if max(lengths) > state.position[0].size(1):
-        raise ValueError(f"length: got {lengths}, more tokens than there are columns")
     return state._replace(
         length=tensors["length"],
         host_length=lengths,

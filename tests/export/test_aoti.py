@@ -114,6 +114,20 @@ def test_compiled_answers_in_cpp(model: nn.Module, file: Path) -> None:
     assert (done.returncode, done.stdout) == (0, lines[1])
 
 
+def test_tables_are_as_wide_as_the_compiled_step() -> None:
+    """They grow by 64 columns or an eighth, and not past what was compiled while it still fits."""
+    decoder = _bounded("llama")
+    program = Program(decoder, 83, columns=100)
+    for _ in range(2):
+        assert not program.fits()
+        program(torch.tensor(random_ids(70, seed=1)), [70], 1)
+        assert program.fits()
+        assert program.state.position[0].size(1) == 100
+        program(torch.tensor(random_ids(30, seed=1)), [30], 1)
+        assert not program.fits()
+        program.reset()
+
+
 def test_refuses_unbounded_revival(tmp_path: Path) -> None:
     with pytest.raises(ValueError) as raised:
         export.aoti(shared_model("llama"), "fast", tmp_path / "model.pt")

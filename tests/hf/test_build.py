@@ -123,9 +123,13 @@ def test_export_refuses_what_it_cannot_script() -> None:
             LazyDecoder.from_model(model, "dense", export=True)
     model = tiny_model("llama")
     model.model.layers[0].mlp = nn.Identity()
-    with pytest.raises(ValueError, match="export: mlp: expected LlamaMLP, got Identity"):
+    with pytest.raises(ValueError, match=r"export: mlp: expected a gated MLP .*, got Identity"):
         LazyDecoder.from_model(model, "dense", export=True)
     model = tiny_model("llama")
-    model.config.hidden_act = "quick_gelu"
-    with pytest.raises(ValueError, match=r"export: activation: expected .* got 'quick_gelu'"):
+    model.model.layers[0].mlp.act_fn = nn.Hardswish()
+    with pytest.raises(ValueError, match=r"export: activation: expected .* got Hardswish"):
+        LazyDecoder.from_model(model, "dense", export=True)
+    model = tiny_model("llama")
+    model.model.layers[0].mlp.register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match="export: mlp: expected no hook and the forward of its"):
         LazyDecoder.from_model(model, "dense", export=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import itertools
 import json
 import threading
@@ -43,6 +44,30 @@ class TestSchedules:
         more = torch.cat([ids, ids[:, :3]], dim=1)
         generate(model, input_ids=more, past_key_values=cache)
         assert lazy.report().boundary_layers == [0]
+
+    def test_decoders_of_many_schedules_are_given_back(self, model: nn.Module, ids: Tensor) -> None:
+        lazy = lazyllm_ext.apply(model, PRUNING)
+        caches = [
+            lazy.prefill(ids, lazy_schedule={**OTHER, "min_tokens": number}) for number in range(40)
+        ]
+        model(ids[:, :1], past_key_values=caches[0])  # its decoder is there as long as it is
+        caches.clear()
+        gc.collect()
+        assert len(lazy._decoders) == 17
+
+    def test_foreign_modules_are_refused_before_a_decoder_is_made(
+        self, model: nn.Module, ids: Tensor
+    ) -> None:
+        lazyllm_ext.apply(model, PRUNING)
+        expected = generate(model, input_ids=ids, lazy_schedule="dense").sequences
+        own, model.lm_head = model.lm_head, tiny_model("llama").lm_head
+        with torch.no_grad():
+            model.lm_head.weight.neg_()
+        with pytest.raises(ValueError):
+            generate(model, input_ids=ids, lazy_schedule=OTHER)
+        model.lm_head = own
+        got = generate(model, input_ids=ids, lazy_schedule={**OTHER, "min_tokens": 99}).sequences
+        assert torch.equal(got, expected)
 
     def test_saved(self, model: nn.Module, ids: Tensor, tmp_path: Any) -> None:
         lazy = lazyllm_ext.apply(model, PRUNING)

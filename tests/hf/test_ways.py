@@ -108,6 +108,17 @@ def test_drafts_with_nothing_dropped(drafts: str, name: str) -> None:
     assert (report.prompt_tokens, report.generated_tokens) == (15, 12)
 
 
+@pytest.mark.parametrize("drafts", ["prompt lookup", "an assistant"])
+def test_drafts_do_not_go_on_from_a_cache(drafts: str) -> None:
+    """transformers would read the cached part again."""
+    model = tiny_model("llama")
+    lazy = lazyllm_ext.apply(model, "dense")
+    cache = lazy.prefill(REPEATING)
+    more = torch.cat([REPEATING, REPEATING[:, :3]], dim=1)
+    with pytest.raises(ValueError, match="drafts do not go on from a cache"):
+        generate(model, 4, input_ids=more, past_key_values=cache, **DRAFTS[drafts]())
+
+
 @pytest.mark.parametrize("drafts", DRAFTS)
 def test_drafts_of_a_pruned_schedule(drafts: str) -> None:
     """Deterministic, of the length asked for, and the state holds what was accepted and no more."""
