@@ -46,15 +46,17 @@ Call prepare(const LazyAttentionParams& params, const LazyAttentionKernels& kern
   shape.lanes = kernels.lanes;
   shape.group = params.query.num_heads / params.key.num_kv_heads;
   shape.padded_dim = round_up(head_dim, kernels.width);
+  shape.head_words = divide_up(head_dim, kernels.per_word);
   shape.key_block = std::clamp<int64_t>(kBlockFloats / (2 * shape.padded_dim) / 16 * 16, 32, 192);
-  shape.block_keys = shape.key_block * head_dim;
-  shape.block_size = round_up(shape.block_keys + shape.key_block * shape.padded_dim + 1, 16);
+  shape.key_words = shape.key_block / kernels.per_word;
+  shape.block_keys = shape.key_block * shape.head_words;
+  shape.block_size = round_up(shape.block_keys + shape.key_words * shape.padded_dim + 1, 16);
   shape.panel_state = (2 + shape.padded_dim) * shape.lanes;
   const int64_t lanes =
       std::clamp<int64_t>(kRowsFloats / (2 * shape.padded_dim), 2 * shape.lanes, kMostLanes);
   const int64_t most_rows = fill_panels(shape, divide_up(lanes, shape.group));
   const int64_t range_floats = 2 * shape.lanes + 4;
-  const int64_t panel_floats = shape.panel_state + head_dim * shape.lanes + range_floats;
+  const int64_t panel_floats = shape.panel_state + shape.head_words * shape.lanes + range_floats;
   return {
       .params = params,
       .kernels = kernels,

@@ -14,21 +14,23 @@ CpuCapability choose() {
   const CpuCapability supported = supported_cpu_capability();
   const char* wanted = std::getenv(kVariable);
   if (wanted == nullptr || *wanted == '\0') return supported;
-  for (CpuCapability capability :
-       {CpuCapability::scalar, CpuCapability::avx2, CpuCapability::avx512}) {
+  for (CpuCapability capability : {CpuCapability::scalar, CpuCapability::avx2,
+                                   CpuCapability::avx512, CpuCapability::avx512_bf16}) {
     if (std::strcmp(wanted, name_of(capability)) != 0) continue;
     if (capability <= supported) return capability;
     throw std::runtime_error(std::string("lazyllm: ") + kVariable + ": expected at most " +
                              name_of(supported) + ", which this processor has, got " + wanted);
   }
   throw std::runtime_error(std::string("lazyllm: ") + kVariable +
-                           ": expected scalar, avx2 or avx512, got " + wanted);
+                           ": expected scalar, avx2, avx512 or avx512_bf16, got " + wanted);
 }
 
 }  // namespace
 
 const char* name_of(CpuCapability capability) {
   switch (capability) {
+    case CpuCapability::avx512_bf16:
+      return "avx512_bf16";
     case CpuCapability::avx512:
       return "avx512";
     case CpuCapability::avx2:
@@ -45,7 +47,11 @@ CpuCapability supported_cpu_capability() {
                     __builtin_cpu_supports("f16c");
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (avx2) return avx512 ? CpuCapability::avx512 : CpuCapability::avx2;
+  if (avx2 && avx512) {
+    return __builtin_cpu_supports("avx512bf16") ? CpuCapability::avx512_bf16
+                                                : CpuCapability::avx512;
+  }
+  if (avx2) return CpuCapability::avx2;
 #endif
   return CpuCapability::scalar;
 }

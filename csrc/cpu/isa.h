@@ -5,8 +5,9 @@
 //   #include "../cpu/isa.h"
 //   ... LAZYLLM_CALL_KERNEL(run(params)) ...
 //
-// The kernel file, and simd.h before it, is included in the namespaces lazyllm::scalar, lazyllm::avx2
-// and lazyllm::avx512 (x86-64 only). It includes nothing itself: a header read under a target pragma
+// The kernel file, and simd.h before it, is included in the namespaces lazyllm::scalar, lazyllm::avx2,
+// lazyllm::avx512 and lazyllm::avx512_bf16 (x86-64 only; the last has all of avx512, and products of
+// bfloat16 pairs). It includes nothing itself: a header read under a target pragma
 // would leave its inline functions compiled for that target to the whole program. For the same reason
 // no function with external linkage outside of these namespaces may be defined in it.
 //
@@ -40,6 +41,7 @@
 
 #define LAZYLLM_ISA_AVX2 0
 #define LAZYLLM_ISA_AVX512 0
+#define LAZYLLM_ISA_AVX512_BF16 0
 namespace lazyllm::scalar {
 #include "simd.h"
 #include LAZYLLM_KERNEL
@@ -92,17 +94,45 @@ namespace lazyllm::avx512 {
 #pragma GCC pop_options
 #endif
 
-#define LAZYLLM_CALL_KERNEL(call)          \
-  switch (::lazyllm::cpu_capability()) {   \
-    case ::lazyllm::CpuCapability::avx512: \
-      ::lazyllm::avx512::call;             \
-      break;                               \
-    case ::lazyllm::CpuCapability::avx2:   \
-      ::lazyllm::avx2::call;               \
-      break;                               \
-    case ::lazyllm::CpuCapability::scalar: \
-      ::lazyllm::scalar::call;             \
-      break;                               \
+#undef LAZYLLM_ISA_AVX512_BF16
+#define LAZYLLM_ISA_AVX512_BF16 1
+#if defined(__clang__)
+#pragma clang attribute push(                                                               \
+    __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16"))), \
+    apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target( \
+    "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,prefer-vector-width=512")
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+namespace lazyllm::avx512_bf16 {
+#include "simd.h"
+#include LAZYLLM_KERNEL
+}  // namespace lazyllm::avx512_bf16
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC diagnostic pop
+#pragma GCC pop_options
+#endif
+
+#define LAZYLLM_CALL_KERNEL(call)               \
+  switch (::lazyllm::cpu_capability()) {        \
+    case ::lazyllm::CpuCapability::avx512_bf16: \
+      ::lazyllm::avx512_bf16::call;             \
+      break;                                    \
+    case ::lazyllm::CpuCapability::avx512:      \
+      ::lazyllm::avx512::call;                  \
+      break;                                    \
+    case ::lazyllm::CpuCapability::avx2:        \
+      ::lazyllm::avx2::call;                    \
+      break;                                    \
+    case ::lazyllm::CpuCapability::scalar:      \
+      ::lazyllm::scalar::call;                  \
+      break;                                    \
   }
 
 #else

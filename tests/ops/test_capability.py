@@ -18,6 +18,7 @@ NEEDS = {
     "scalar": set(),
     "avx2": {"avx2", "fma", "f16c"},
     "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
+    "avx512_bf16": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"},
 }
 CALL = """
 import torch, lazyllm_ext.ops as ops
