@@ -207,6 +207,58 @@ LAZYLLM_INLINE void store_part(T* to, VecF x, int64_t count) {
   std::memcpy((void*)to, (const void*)lanes, count * sizeof(T));
 }
 
+// --- words ----------------------------------------------------------------------------------------
+//
+// What takes the place of a float in a dot product: a float, or, where an instruction multiplies pairs
+// of bfloat16 and adds them up in float32, two elements side by side.
+
+// Elements of a word.
+template <class T>
+constexpr int kPerWord = 1;
+#if LAZYLLM_ISA_AVX512_BF16
+template <>
+constexpr int kPerWord<BFloat16> = 2;
+#endif
+
+// The words of kWidth * kPerWord<T> elements.
+template <class T>
+LAZYLLM_INLINE VecF load_words(const T* from) {
+  if constexpr (kPerWord<T> == 1) return load(from);
+  return load((const float*)from);
+}
+
+// The same of the first `count` elements, zeros behind; nothing beyond them is read.
+template <class T>
+LAZYLLM_INLINE VecF load_words_part(const T* from, int64_t count) {
+  T lanes[kWidth * kPerWord<T>] = {};
+  std::memcpy((void*)lanes, (const void*)from, count * sizeof(T));
+  return load_words(lanes);
+}
+
+// a * b + c, lane by lane: of floats, or of the pairs in a and b.
+template <int kElements>
+LAZYLLM_INLINE VecF multiply_words(VecF a, VecF b, VecF c) {
+  if constexpr (kElements == 1) {
+    return fma(a, b, c);
+#if LAZYLLM_ISA_AVX512_BF16
+  } else {
+    return (VecF)_mm512_dpbf16_ps((__m512)c, (__m512bh)a, (__m512bh)b);
+#endif
+  }
+}
+
+// The words of two vectors of floats: pairs a[i], b[i], rounded to nearest even.
+LAZYLLM_INLINE VecF pair_words(VecF a, VecF b) {
+#if LAZYLLM_ISA_AVX512_BF16
+  const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh((__m512)b, (__m512)a);
+  // 0, 16, 1, 17 ...
+  const VecI order = (iota() + 16) * 0x10000 + iota();
+  return (VecF)_mm512_permutexvar_epi16((__m512i)order, halves);
+#else
+  return as_float((VecI)(bfloat16_bits(a) | bfloat16_bits(b) << 16));
+#endif
+}
+
 // --- functions ------------------------------------------------------------------------------------
 
 LAZYLLM_INLINE VecF round_to_even(VecF x) {

@@ -30,7 +30,8 @@ Tensor linear_cpu(const Tensor& x, const Tensor& weight, const std::optional<Ten
     using T = typename decltype(type)::type;
     LAZYLLM_CALL_KERNEL(fill_kernels<T>(kernels));
   });
-  const int64_t padded = (p.in + kernels.width - 1) / kernels.width * kernels.width;
+  const int64_t step = kernels.width * kernels.per_word;
+  const int64_t padded = (p.in + step - 1) / step * kernels.width;
   const Scratch rows(p.rows * padded + 1);
   kernels.pack_rows(p, padded, rows.data());
 
