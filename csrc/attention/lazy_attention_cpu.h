@@ -58,7 +58,7 @@ struct FewShape {
 struct FewTask {
   const VisibleRow* rows;
   int64_t num_rows;
-  const float* queries;  // [num_kv_heads, num_rows, group, padded_dim], scaled
+  const float* queries;  // [num_kv_heads, num_rows, group, padded_dim] of words, scaled
   const int64_t* slots;  // of the sequence's used keys
   int64_t key_begin;
   int64_t key_end;

@@ -18,7 +18,7 @@ struct FewSequence {
   int64_t last_key;
   int64_t chunks;
   int64_t queries;  // num_rows * num_heads
-  float* packed;    // [queries, padded_dim]
+  float* packed;    // [queries, padded_dim] of words
   float* states;    // [chunks, state_size]
   int64_t state_size;
 

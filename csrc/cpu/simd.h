@@ -247,6 +247,13 @@ LAZYLLM_INLINE VecF multiply_words(VecF a, VecF b, VecF c) {
   }
 }
 
+// The elements i % kElements of words, as float32.
+template <int kElements>
+LAZYLLM_INLINE VecF element(VecF words, int64_t i) {
+  if constexpr (kElements == 1) return words;
+  return as_float((VecI)(i % 2 == 0 ? (VecU)words << 16 : (VecU)words & 0xffff0000u));
+}
+
 // The words of two vectors of floats: pairs a[i], b[i], rounded to nearest even.
 LAZYLLM_INLINE VecF pair_words(VecF a, VecF b) {
 #if LAZYLLM_ISA_AVX512_BF16

@@ -22,7 +22,7 @@ struct ImportancePlan {
   int64_t queries;
   int64_t group;
   int64_t padded_dim;  // head_dim rounded up to whole vectors
-  float* packed;       // [queries, padded_dim]
+  float* packed;       // [queries, padded_dim] of words
   float* alive;        // [queries] 1, or 0 for a query that holds a NaN
   float* weights;      // [chunks, queries, kImportanceKeys] 2^(log2 * logit - maximum)
   float* maxima;       // [chunks, queries] of log2 * logit
