@@ -73,7 +73,7 @@ def trace(decoder: LazyDecoder, columns: int) -> torch.export.ExportedProgram:
     """The decoding step of one sequence, for contexts of up to `columns` tokens."""
     program = Program(decoder, 1, columns=columns)
     with torch.no_grad():
-        tensors = program.compiled_state(1)
+        tensors = program.begin_step()
         for stage in (0, 1, 3):  # keys, values, waiting hidden states
             tensors[stage] = [
                 store.new_zeros(_TRACED_SLOTS, *store.shape[1:]) for store in tensors[stage]

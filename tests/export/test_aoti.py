@@ -31,15 +31,12 @@ def _decoded(decoder: LazyDecoder, step: Any, count: int) -> tuple[Tensor, list[
     program = Program(decoder, 83, columns=MAX_TOKENS)
     program(torch.tensor(TURNS[0]), [len(TURNS[0])], 1)
     logits = []
-    tensors: list[list[Tensor]] = []
     with torch.no_grad():
-        for number, token in enumerate(random_ids(count, seed=3)):
-            if number % 16 == 0:
-                tensors = program.compiled_state(16)
-                for store in [*tensors[0], *tensors[1], *tensors[3]]:
-                    torch._dynamo.mark_dynamic(store, 0)
+        for token in random_ids(count, seed=3):
+            tensors = program.begin_step()
+            for store in [*tensors[0], *tensors[1], *tensors[3]]:
+                torch._dynamo.mark_dynamic(store, 0)
             logits.append(step(torch.tensor([token]), tensors))
-            program.count_step()
     return torch.cat(logits), program.revived()
 
 
