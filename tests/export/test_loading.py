@@ -23,7 +23,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return path.read_bytes()
 
 
-def _edited(data: bytes, name: str, old: bytes, new: bytes) -> bytes:
+def edited(data: bytes, name: str, old: bytes, new: bytes) -> bytes:
     """The archive with the members of that ending changed that hold `old`."""
     target, found = io.BytesIO(), False
     with zipfile.ZipFile(io.BytesIO(data)) as source, zipfile.ZipFile(target, "w") as copy:
@@ -36,10 +36,10 @@ def _edited(data: bytes, name: str, old: bytes, new: bytes) -> bytes:
     return target.getvalue()
 
 
-def _replaced(data: bytes, name: str, content: bytes) -> bytes:
+def replaced(data: bytes, name: str, content: bytes) -> bytes:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         member = next(member for member in archive.namelist() if member.endswith(name))
-        return _edited(data, name, archive.read(member), content)
+        return edited(data, name, archive.read(member), content)
 
 
 def _state_dict() -> bytes:
@@ -56,54 +56,54 @@ def _state_dict() -> bytes:
         (lambda data: b"{}", "expected an export, got a truncated or foreign file"),
         (lambda data: _state_dict(), "expected an export of lazyllm-ext, got another archive"),
         (
-            lambda data: _edited(data, "lazyllm.json", b'version": 1', b'version": 9'),
+            lambda data: edited(data, "lazyllm.json", b'version": 1', b'version": 9'),
             "format_version: expected 1, got 9; load it with the release of lazyllm-ext that",
         ),
         (
-            lambda data: _edited(data, "lazyllm.json", b'"dtype"', b'"type"'),
+            lambda data: edited(data, "lazyllm.json", b'"dtype"', b'"type"'),
             "lazyllm.json: fields missing or unknown: dtype, type",
         ),
         (
-            lambda data: _edited(data, "lazyllm.json", b'"2.10"', b'"99.1"'),
+            lambda data: edited(data, "lazyllm.json", b'"2.10"', b'"99.1"'),
             "expected PyTorch 99.1 or newer, got 2",
         ),
         (
-            lambda data: _edited(data, "lazyllm.json", b'"vocab_size": 83', b'"vocab_size": "83"'),
+            lambda data: edited(data, "lazyllm.json", b'"vocab_size": 83', b'"vocab_size": "83"'),
             "lazyllm.json: vocab_size: expected int, got '83'",
         ),
         (
-            lambda data: _edited(data, "lazyllm.json", b'_ids": [', b'_ids": [[],'),
+            lambda data: edited(data, "lazyllm.json", b'_ids": [', b'_ids": [[],'),
             "lazyllm.json: eos_token_ids: expected list[int], got [[], ",
         ),
         (
-            lambda data: _edited(data, "lazyllm.json", b'"torchscript"', b'"onnx"'),
+            lambda data: edited(data, "lazyllm.json", b'"torchscript"', b'"onnx"'),
             "kind: expected torchscript or aoti, got 'onnx'",
         ),
-        (lambda data: _replaced(data, "lazyllm.json", b"[]"), "lazyllm.json: expected an export's"),
+        (lambda data: replaced(data, "lazyllm.json", b"[]"), "lazyllm.json: expected an export's"),
         (
-            lambda data: _edited(data, "lazyllm.json", b'"torchscript"', b'"aoti"'),
+            lambda data: edited(data, "lazyllm.json", b'"torchscript"', b'"aoti"'),
             "decode.pt2: expected a compiled decoding step, got none",
         ),
         (
-            lambda data: _edited(data, "schedule.json", b'"window": ', b'"window": null, "w": '),
+            lambda data: edited(data, "schedule.json", b'"window": ', b'"window": null, "w": '),
             "schedule: expected only the fields ",
         ),
-        (lambda data: _replaced(data, "schedule.json", b'{"window": 0}'), "schedule: window: "),
-        (lambda data: _replaced(data, "schedule.json", b"{"), "schedule.json: expected JSON, got"),
-        (lambda data: _replaced(data, "schedule.json", b"[]"), "schedule: expected a"),
-        (lambda data: _replaced(data, "schedule.json", b""), "schedule.json: expected JSON, got"),
-        (lambda data: _replaced(data, "schedule.json", b"\xff"), "schedule.json: expected UTF-8"),
+        (lambda data: replaced(data, "schedule.json", b'{"window": 0}'), "schedule: window: "),
+        (lambda data: replaced(data, "schedule.json", b"{"), "schedule.json: expected JSON, got"),
+        (lambda data: replaced(data, "schedule.json", b"[]"), "schedule: expected a"),
+        (lambda data: replaced(data, "schedule.json", b""), "schedule.json: expected JSON, got"),
+        (lambda data: replaced(data, "schedule.json", b"\xff"), "schedule.json: expected UTF-8"),
         (
-            lambda data: _edited(data, ".py", b"torch.cat(spans)", b"torch.dog(spans)"),
+            lambda data: edited(data, ".py", b"torch.cat(spans)", b"torch.dog(spans)"),
             f"made with PyTorch {torch.__version__}, does not load into {torch.__version__}: "
             "Unknown builtin op: aten::dog.",
         ),
         (
-            lambda data: _edited(data, ".py", b"def warm_up", b"def warm_down"),
+            lambda data: edited(data, ".py", b"def warm_up", b"def warm_down"),
             f"made with PyTorch {torch.__version__}, does not load into {torch.__version__}: ",
         ),
         (
-            lambda data: _edited(data, ".py", b"torch.cat(spans)", b"torch.cat(spans, 5)"),
+            lambda data: edited(data, ".py", b"torch.cat(spans)", b"torch.cat(spans, 5)"),
             f"made with PyTorch {torch.__version__}, does not load into {torch.__version__}: "
             "Dimension out of range",
         ),
@@ -176,7 +176,7 @@ def test_an_operator_that_fails(exported: bytes, tmp_path: Path) -> None:
     """One sentence, and after a reset the export answers as before."""
     path = tmp_path / "model.pt"
     path.write_bytes(
-        _edited(
+        edited(
             exported, ".py", b"torch.cat(spans)", b"torch.cat(spans, int(torch.gt(len(ids), 9)))"
         )
     )
