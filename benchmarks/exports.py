@@ -2,10 +2,12 @@
 
 import re
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +58,7 @@ def exports(
         for kind, write in (("torchscript", export.torchscript), ("aoti", export.aoti)):
             path = Path(folder) / f"{kind}.pt"
             began = time.perf_counter()
-            write(model.model, bounded, path)
+            write(model.model, bounded, path, say=partial(_say, kind))
             files[kind] = {
                 "seconds": time.perf_counter() - began,
                 "bytes": path.stat().st_size,
@@ -68,6 +70,7 @@ def exports(
         with lazyllm_ext.apply(model.model, bounded):
             expected = contenders["apply"]().tokens
             for contender in list(contenders)[1:]:
+                _say(contender, "verifying")
                 got = contenders[contender]().tokens
                 if got != expected:
                     raise BenchError(f"{contender}: expected apply's tokens {expected}, got {got}")
@@ -93,6 +96,10 @@ def exports(
         "files": files,
         "rows": rows,
     }
+
+
+def _say(what: str, stage: str) -> None:
+    print(f"{what}: {stage}", file=sys.stderr, flush=True)
 
 
 def _with_apply(model: Model, prompt: torch.Tensor, new_tokens: int) -> Answer:
