@@ -11,7 +11,9 @@ cd "$(dirname "$0")/.."
 torch=$1
 shift
 
-rm -rf dist build/wheels
+# Only what an earlier run made: dist/ may hold other files.
+mkdir -p dist
+rm -rf build/wheels dist/lazyllm_ext-*.tar.gz dist/lazyllm_ext-*.whl
 for python in "$@"; do
   venv="build/wheels/$(basename "$python")"
   "$python" -m venv "$venv"
@@ -19,12 +21,13 @@ for python in "$@"; do
   "$venv/bin/pip" --disable-pip-version-check install --quiet $torch
   "$venv/bin/pip" --disable-pip-version-check install --quiet \
     "setuptools>=77" wheel "pybind11>=2.13" ninja build
-  [ -d dist ] || "$venv/bin/python" -m build --sdist --no-isolation --outdir dist
+  compgen -G "dist/lazyllm_ext-*.tar.gz" > /dev/null ||
+    "$venv/bin/python" -m build --sdist --no-isolation --outdir dist
   PATH="$PWD/$venv/bin:$PATH" "$venv/bin/pip" --disable-pip-version-check wheel --quiet --no-deps \
-    --no-build-isolation --wheel-dir dist dist/*.tar.gz
+    --no-build-isolation --wheel-dir dist dist/lazyllm_ext-*.tar.gz
 done
 
-libraries=$(for wheel in dist/*.whl; do
+libraries=$(for wheel in dist/lazyllm_ext-*.whl; do
   python3 -c 'import sys, zipfile; sys.stdout.buffer.write(zipfile.ZipFile(sys.argv[1]).read("lazyllm_ext/_ops.so"))' \
     "$wheel" | sha256sum
 done | sort -u | wc -l)

@@ -38,18 +38,21 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-// What was raised, without the traces of LibTorch and TorchScript.
+// What was raised, without the traces of LibTorch and TorchScript: behind "SomeError: " at the
+// beginning of a line (quoted source is indented), or else the first line.
 std::string sentence_of(const std::exception& error) {
-  if (const auto* from_torch = dynamic_cast<const c10::Error*>(&error)) {
-    return from_torch->what_without_backtrace();
-  }
-  std::istringstream lines(error.what());
-  std::string line, last;
+  const auto* from_torch = dynamic_cast<const c10::Error*>(&error);
+  std::istringstream lines(from_torch ? from_torch->what_without_backtrace() : error.what());
+  const std::string kind = "Error: ";
+  std::string line, first, raised;
   while (std::getline(lines, line)) {
-    if (line.find_first_not_of(" \t") != std::string::npos) last = line;
+    if (first.empty()) first = line;
+    const size_t blank = line.find(' '), place = line.find(kind);
+    if (place != std::string::npos && blank == place + kind.size() - 1) {
+      raised = line.substr(place + kind.size());
+    }
   }
-  const size_t kind = last.find("Error: ");
-  return kind == std::string::npos ? last : last.substr(kind + 7);
+  return raised.empty() ? first : raised;
 }
 
 // The compiled decoding step of an export of format aoti, on the state of the program around it.
@@ -59,9 +62,18 @@ class CompiledStep {
     std::string folder = (std::filesystem::temp_directory_path() / "lazyllm-XXXXXX").string();
     if (mkdtemp(folder.data()) == nullptr) throw std::runtime_error(folder + ": cannot be made");
     const std::string file = folder + "/decode.pt2";
-    std::ofstream(file, std::ios::binary) << package;
-    loader_ = std::make_unique<torch::inductor::AOTIModelPackageLoader>(file);
+    std::string fault;
+    if (std::ofstream(file, std::ios::binary) << package << std::flush) {
+      try {
+        loader_ = std::make_unique<torch::inductor::AOTIModelPackageLoader>(file);
+      } catch (const std::exception& error) {
+        fault = "decode.pt2: does not load: " + sentence_of(error);
+      }
+    } else {
+      fault = file + ": cannot be written";
+    }
     std::filesystem::remove_all(folder);
+    if (!fault.empty()) throw std::runtime_error(fault);
     std::unordered_map<std::string, at::Tensor> weights;
     for (const auto& named : program.named_parameters()) weights[named.name] = named.value;
     for (const auto& named : program.named_buffers()) weights[named.name] = named.value;
@@ -69,36 +81,20 @@ class CompiledStep {
     for (const std::string& name : loader_->get_constant_fqns()) used[name] = weights.at(name);
     loader_->load_constants(used, /*use_inactive=*/false, /*check_full_update=*/true,
                             /*user_managed=*/true);
-    columns_ = program.attr("columns").toInt();
   }
 
-  bool fits(int64_t length) const { return 0 < length && length < columns_; }
-
-  // A step of the program ran, and may have replaced the stores.
-  void forget_room() { room_ = 0; }
-
-  at::Tensor operator()(const at::Tensor& ids, int64_t length) {
-    if (room_ == 0) {
-      room_ = std::min(columns_ - length, int64_t{64});
-      inputs_ = {ids};
-      const c10::IValue groups = program_.get_method("compiled_state")({room_});
-      for (const c10::IValue& group : groups.toListRef()) {
-        for (const at::Tensor& tensor : group.toTensorVector()) inputs_.push_back(tensor);
-      }
+  at::Tensor operator()(const at::Tensor& ids) {
+    std::vector<at::Tensor> inputs{ids};
+    const c10::IValue groups = program_.get_method("begin_step")({});
+    for (const c10::IValue& group : groups.toListRef()) {
+      for (const at::Tensor& tensor : group.toTensorVector()) inputs.push_back(tensor);
     }
-    inputs_[0] = ids;
-    const at::Tensor logits = loader_->run(inputs_).at(0);
-    --room_;
-    program_.get_method("count_step")({});
-    return logits;
+    return loader_->run(inputs).at(0);
   }
 
  private:
   torch::jit::Module& program_;
   std::unique_ptr<torch::inductor::AOTIModelPackageLoader> loader_;
-  std::vector<at::Tensor> inputs_;
-  int64_t columns_ = 0;
-  int64_t room_ = 0;  // the stores have room for so many steps
 };
 
 class Program {
@@ -115,7 +111,9 @@ class Program {
     }
     module_.get_method("warm_up")({});  // what the first calls prepare
     eos_ = module_.attr("eos_token_ids").toIntVector();
-    if (const std::string& package = files["decode.pt2"]; !package.empty()) {
+    if (module_.attr("columns").toInt() > 0) {
+      const std::string& package = files["decode.pt2"];
+      if (package.empty()) throw std::runtime_error(path + ": decode.pt2: missing");
       step_ = std::make_unique<CompiledStep>(module_, package);
     }
   }
@@ -124,12 +122,10 @@ class Program {
   // The likeliest token after all that came so far and these. ids: one or more.
   int64_t next(const Ids& ids) {
     const int64_t count = static_cast<int64_t>(ids.size());
-    const int64_t length = module_.get_method("lengths")({}).toIntVector().at(0);
     const at::Tensor rows = at::tensor(ids, at::kLong);
-    if (step_ && count == 1 && step_->fits(length)) {
-      return (*step_)(rows, length).argmax().item<int64_t>();
+    if (step_ && count == 1 && module_.get_method("fits")({}).toBool()) {
+      return (*step_)(rows).argmax().item<int64_t>();
     }
-    if (step_) step_->forget_room();
     return module_.forward({rows, c10::List<int64_t>({count}), int64_t{1}})
         .toTensor()
         .argmax()

@@ -60,10 +60,15 @@ def _of_heads(
 
     The store's rows [slots, Hkv] are flattened, so that each holds the key of one head.
     """
-    if len(heads) == 0:
-        heads = list(range(queries.size(1)))
-    kv_heads, count = key_store.size(1), len(heads)
-    chosen = torch.tensor(heads, dtype=torch.int64, device=queries.device)
+    chosen = torch.arange(queries.size(1), device=queries.device)  # [heads] int64
+    if len(heads) > 0:
+        # In pieces: AOTInductor takes a constant of more than 8 numbers for one of the weights.
+        parts: List[Tensor] = []
+        for first in range(0, len(heads), 8):
+            part = heads[first : first + 8]
+            parts.append(torch.tensor(part, dtype=torch.int64, device=queries.device))
+        chosen = torch.cat(parts)
+    kv_heads, count = key_store.size(1), chosen.size(0)
     group = queries.size(1) // kv_heads
     kv_head = torch.div(chosen, group, rounding_mode="floor").unsqueeze(1)  # [heads, 1]
     slots = torch.where(keys.slots >= 0, keys.slots * kv_heads + kv_head, -1)  # [heads, K]

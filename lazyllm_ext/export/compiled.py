@@ -14,6 +14,7 @@ from torch.export import Dim
 from lazyllm_ext.decoder import LazyDecoder
 
 from .description import COMPILED, Description
+from .jit import sentence_of
 from .program import Program, Step
 from .script import Say, describe, prepare, write
 
@@ -43,7 +44,8 @@ def aoti(
         max_tokens: longest context of the compiled step, in tokens; past it the program decodes.
 
     Raises:
-        TypeError, ValueError: as `torchscript`; and for a schedule without `max_revive`.
+        TypeError, ValueError: as `torchscript`; and for a schedule without `max_revive`, or where
+            there is no C++ compiler.
     """
     path, schedule, decoder = prepare(model, schedule, path, say)
     if decoder.boundaries and not decoder.bounded:
@@ -73,7 +75,7 @@ def trace(decoder: LazyDecoder, columns: int) -> torch.export.ExportedProgram:
     """The decoding step of one sequence, for contexts of up to `columns` tokens."""
     program = Program(decoder, 1, columns=columns)
     with torch.no_grad():
-        tensors = program.compiled_state(1)
+        tensors = program.begin_step()
         for stage in (0, 1, 3):  # keys, values, waiting hidden states
             tensors[stage] = [
                 store.new_zeros(_TRACED_SLOTS, *store.shape[1:]) for store in tensors[stage]
@@ -96,7 +98,12 @@ def _compiled(exported: torch.export.ExportedProgram) -> bytes:
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         file = os.path.join(folder, COMPILED)
-        torch._inductor.aoti_compile_and_package(
-            exported, package_path=file, inductor_configs=options
-        )
+        try:
+            torch._inductor.aoti_compile_and_package(
+                exported, package_path=file, inductor_configs=options
+            )
+        except (RuntimeError, OSError) as error:  # no compiler or no room for it, mostly
+            raise ValueError(
+                f"export: the decoding step does not compile: {sentence_of(error)}"
+            ) from error
         return Path(file).read_bytes()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 from torch import nn
+
+from lazyllm_ext.schedule_fields import shown
 
 FORMAT_VERSION = 1
 # The operator library's target, see docs/architecture.md.
@@ -17,6 +19,7 @@ OLDEST_TORCH = "2.10"
 # Names of the files inside an export.
 DESCRIPTION, SCHEDULE, TOKENIZER = "lazyllm.json", "schedule.json", "tokenizer.json"
 COMPILED = "decode.pt2"
+KINDS = ("torchscript", "aoti")
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Description:
         try:
             data: Any = json.loads(text)
             version = data["format_version"]
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise ValueError(f"{where}: {DESCRIPTION}: expected an export's description") from error
         if version != FORMAT_VERSION:
             raise ValueError(
@@ -81,7 +84,26 @@ class Description:
         if set(data) != names:
             wrong = ", ".join(sorted(names.symmetric_difference(data)))
             raise ValueError(f"{where}: {DESCRIPTION}: fields missing or unknown: {wrong}")
+        kinds = get_type_hints(cls)
+        for field in fields(cls):
+            value = data[field.name]
+            if not _is(value, kinds[field.name]):
+                raise ValueError(
+                    f"{where}: {DESCRIPTION}: {field.name}: expected {field.type}, "
+                    f"got {shown(value)}"
+                )
+        if data["kind"] not in KINDS:
+            raise ValueError(
+                f"{where}: kind: expected {' or '.join(KINDS)}, got {shown(data['kind'])}"
+            )
         return cls(**data)
+
+
+def _is(value: Any, kind: Any) -> bool:
+    """Whether a value of a JSON file is of a field's type."""
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_is(each, *get_args(kind)) for each in value)
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def weights_sha256(model: nn.Module) -> str:

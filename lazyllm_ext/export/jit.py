@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+
+_RAISED = re.compile(r"(?:\w+\.)*\w*Error: (.+)")  # not indented, as quoted source is
+_CHECK = re.compile(r"\[enforce fail at \S+\][ .]*")
 
 
 @contextmanager
@@ -29,9 +33,8 @@ def running() -> Iterator[None]:
 
 
 def sentence_of(error: Exception) -> str:
-    """What was raised inside TorchScript, without its trace."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    last = lines[-1] if lines else type(error).__name__
-    for prefix in ("RuntimeError: ", "ValueError: ", "builtins.ValueError: "):
-        last = last.removeprefix(prefix)
-    return last
+    """What torch raised, without the traces that it puts before or after it."""
+    lines = [line.rstrip() for line in str(error).splitlines() if line.strip()]
+    raised = [found[1] for found in map(_RAISED.match, lines) if found]
+    said = raised[-1:] or lines[:1] or [type(error).__name__]
+    return _CHECK.sub("", said[0]).strip()

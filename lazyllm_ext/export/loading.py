@@ -5,21 +5,19 @@ from __future__ import annotations
 import os
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.torch_version import TorchVersion
 
 from lazyllm_ext.schedule import PruningSchedule
+from lazyllm_ext.schedule_fields import decode
 
 from .description import COMPILED, DESCRIPTION, SCHEDULE, TOKENIZER, Description
 from .jit import quiet, running, sentence_of
-
-# The stores get room for so many compiled steps at a time.
-_STEPS_AT_ONCE = 64
 
 
 class Exported:
@@ -33,23 +31,23 @@ class Exported:
     """
 
     def __init__(
-        self, program: Any, description: Description, files: dict[str, str], step: Any = None
+        self,
+        program: Any,
+        description: Description,
+        schedule: PruningSchedule,
+        tokenizer_json: str | None,
+        step: Any = None,
     ):
         self.program = program
         self._step = step  # the compiled decoding step, None without one
-        self._tensors: Any = None  # what it works on
-        self._room = 0  # for so many steps
         self.description = description
-        self.schedule = PruningSchedule.from_json(files[SCHEDULE])
-        self.tokenizer_json = files.get(TOKENIZER)
+        self.schedule = schedule
+        self.tokenizer_json = tokenizer_json
         self._unseen: list[int] = []  # the last answer's last token, which no step has computed yet
-        with running():
-            program.warm_up()
 
     def reset(self) -> None:
         """Forget the conversation."""
         self._unseen = []
-        self._room = 0
         self.program.reset(1)
 
     def generate(self, ids: Sequence[int], max_new_tokens: int) -> Iterator[int]:
@@ -61,6 +59,7 @@ class Exported:
 
         Raises:
             ValueError: ids that are none of the model's, or more than its context holds.
+            RuntimeError: an operator failed, in one sentence; `reset` before anything else.
         """
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens: expected at least 1, got {max_new_tokens}")
@@ -76,25 +75,15 @@ class Exported:
         rows = torch.tensor(ids, dtype=torch.int64, device=self.description.device)
         with running(), torch.no_grad():
             try:
-                if self._step is not None and len(ids) == 1 and self._fits():
-                    return int(self._compiled(rows).argmax())
-                self._room = 0
+                if self._step is not None and len(ids) == 1 and self.program.fits():
+                    return int(self._step(rows, self.program.begin_step()).argmax())
                 return int(self.program(rows, [len(ids)], 1).argmax())
             except torch.jit.Error as error:  # TorchScript wraps what the program raises
                 raise ValueError(sentence_of(error)) from None
-
-    def _fits(self) -> bool:
-        """Whether the next token is in the middle of what the compiled step was made for."""
-        return bool(self.program.fits())
-
-    def _compiled(self, ids: Tensor) -> Tensor:
-        if self._room == 0:
-            self._room = min(self.program.columns - self.program.lengths()[0], _STEPS_AT_ONCE)
-            self._tensors = self.program.compiled_state(self._room)
-        logits: Tensor = self._step(ids, self._tensors)
-        self._room -= 1
-        self.program.count_step()
-        return logits
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                raise RuntimeError(sentence_of(error)) from error
 
 
 def load(
@@ -118,9 +107,7 @@ def load(
     from lazyllm_ext import ops  # noqa: F401 - loads the operators, or says why it cannot
 
     path = Path(path)
-    description, files = read(path)
-    if description.kind not in ("torchscript", "aoti"):
-        raise ValueError(f"{path}: kind: expected torchscript or aoti, got {description.kind!r}")
+    description, schedule, text = read(path)
     if TorchVersion(torch.__version__) < description.oldest_torch:
         raise ValueError(
             f"{path}: expected PyTorch {description.oldest_torch} or newer, got {torch.__version__}"
@@ -128,39 +115,36 @@ def load(
     if tokenizer is not None:
         from .tokenizer import check_tokenizer, tokenizer_json  # a library that torch does not need
 
-        text = tokenizer_json(tokenizer)
-        if check_tokenizer(text, description.vocab_size) != description.vocabulary_sha256:
+        own = tokenizer_json(tokenizer)
+        if check_tokenizer(own, description.vocab_size) != description.vocabulary_sha256:
             raise ValueError(
                 f"tokenizer: expected the vocabulary that {path.name} was made with, got another "
                 f"one: {os.fspath(tokenizer)}"
             )
-    with quiet():
-        try:
+    try:
+        with quiet(), running(), torch.no_grad():
             program = torch.jit.load(os.fspath(path))
-        except RuntimeError as error:
-            raise ValueError(
-                f"{path}: made with PyTorch {description.torch}, does not load into "
-                f"{torch.__version__}: {sentence_of(error)}"
-            ) from error
-    return Exported(program, description, files, _load_step(path, program, description))
+            step = _load_step(path, program) if description.kind == "aoti" else None
+            program.warm_up()
+    except (RuntimeError, AttributeError, KeyError) as error:  # the last two: not our program
+        raise ValueError(
+            f"{path}: made with PyTorch {description.torch}, does not load into "
+            f"{torch.__version__}: {sentence_of(error)}"
+        ) from error
+    return Exported(program, description, schedule, text, step)
 
 
-def _load_step(path: Path, program: Any, description: Description) -> Any:
-    """The compiled decoding step around the program's weights, None without one."""
-    if description.kind != "aoti":
-        return None
+def _load_step(path: Path, program: Any) -> Any:
+    """The compiled decoding step around the program's weights."""
     import torch._inductor  # seconds, which a file without a compiled step need not take
 
+    package = _members(path, COMPILED).get(COMPILED)
+    if package is None:
+        raise ValueError(f"{path}: {COMPILED}: expected a compiled decoding step, got none")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / COMPILED
-        file.write_bytes(_member(path, COMPILED))
-        try:
-            step = torch._inductor.aoti_load_package(str(file))
-        except RuntimeError as error:
-            raise ValueError(
-                f"{path}: {COMPILED}: compiled with PyTorch {description.torch}, does not load "
-                f"into {torch.__version__}: {sentence_of(error)}"
-            ) from error
+        file.write_bytes(package)
+        step = torch._inductor.aoti_load_package(str(file))
     weights = dict(program.named_parameters(remove_duplicate=False))
     weights.update(program.named_buffers())
     used = {name: weights[name] for name in step.get_constant_fqns()}
@@ -168,29 +152,42 @@ def _load_step(path: Path, program: Any, description: Description) -> Any:
     return step
 
 
-def _member(path: Path, name: str) -> bytes:
-    with zipfile.ZipFile(path) as archive:
-        found = next(m for m in archive.namelist() if m.endswith(f"/extra/{name}"))
-        return archive.read(found)
-
-
-def read(path: Path) -> tuple[Description, dict[str, str]]:
-    """The description of an export and its text files, without loading the program.
+def read(path: Path) -> tuple[Description, PruningSchedule, str | None]:
+    """The description of an export, its schedule and its tokenizer, without loading the program.
 
     Raises:
         ValueError: no such file, a truncated one, or one that is no export.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
-    files = {}
+    texts = {}
+    for name, content in _members(path, DESCRIPTION, SCHEDULE, TOKENIZER).items():
+        try:
+            texts[name] = content.decode()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: {name}: expected UTF-8 text") from error
+    if DESCRIPTION not in texts or SCHEDULE not in texts:
+        raise ValueError(f"{path}: expected an export of lazyllm-ext, got another archive")
+    description = Description.from_json(texts[DESCRIPTION], str(path))
+    try:
+        schedule = PruningSchedule.from_dict(decode(texts[SCHEDULE], SCHEDULE))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return description, schedule, texts.get(TOKENIZER)
+
+
+def _members(path: Path, *names: str) -> dict[str, bytes]:
+    """Those of the named files of this package that the archive holds."""
+    found = {}
     try:
         with zipfile.ZipFile(path) as archive:
             for member in archive.namelist():
                 folder, _, name = member.rpartition("/")
-                if folder.endswith("/extra") and name in (DESCRIPTION, SCHEDULE, TOKENIZER):
-                    files[name] = archive.read(member).decode()
-    except zipfile.BadZipFile as error:
+                if folder.endswith("/extra") and name in names:
+                    found[name] = archive.read(member)
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
+        # The last three: members compressed or encrypted as torch writes none.
         raise ValueError(f"{path}: expected an export, got a truncated or foreign file") from error
-    if DESCRIPTION not in files or SCHEDULE not in files:
-        raise ValueError(f"{path}: expected an export of lazyllm-ext, got another archive")
-    return Description.from_json(files[DESCRIPTION], str(path)), files
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
+    return found

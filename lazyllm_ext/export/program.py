@@ -119,7 +119,8 @@ class Program(nn.Module):
         Args:
             ids: [rows] int64, sequence after sequence, no padding.
             counts: how many of them belong to each sequence; 0 is allowed.
-            logits_to_keep: logits are computed for so many last new tokens of each sequence.
+            logits_to_keep: logits are computed for so many last new tokens of each sequence, at
+                least 1.
 
         Returns:
             [Σ_b min(logits_to_keep, counts[b]), vocab] logits, sequence after sequence.
@@ -127,12 +128,12 @@ class Program(nn.Module):
         Raises:
             ValueError: before anything is computed, for arguments that do not fit.
         """
-        positions = self._positions(ids, counts)
+        positions = self._positions(ids, counts, logits_to_keep)
         with torch.no_grad():
             hidden = self.decoder.embed_tokens(ids)
             return self.decoder.step(hidden, positions, counts, self.state, logits_to_keep)
 
-    def _positions(self, ids: Tensor, counts: list[int]) -> Tensor:
+    def _positions(self, ids: Tensor, counts: list[int], logits_to_keep: int) -> Tensor:
         """Check the arguments; each token's index in its own sequence, [rows] int64."""
         lengths = self.state.host_length
         if ids.dim() != 1 or ids.dtype != torch.int64:
@@ -144,6 +145,8 @@ class Program(nn.Module):
                 f"counts: expected numbers that sum to the {ids.size(0)} ids (one or more), "
                 f"got {counts}"
             )
+        if logits_to_keep < 1:
+            raise ValueError(f"logits_to_keep: expected at least 1, got {logits_to_keep}")
         first, last = int(ids.min().item()), int(ids.max().item())
         if first < 0 or last >= self.vocab_size:
             raise ValueError(f"ids: expected 0 to {self.vocab_size - 1}, got {first} to {last}")
@@ -196,24 +199,15 @@ class Program(nn.Module):
         return 0 < longest < self.columns and self.state.position[0].size(1) <= self.columns
 
     @torch.jit.export
-    def compiled_state(self, steps: int) -> list[list[Tensor]]:
-        """The state's tensors, with room for so many compiled steps, which change them in place.
+    def begin_step(self) -> list[list[Tensor]]:
+        """What a compiled step works on, in place: the state's tensors, with room for the step.
 
-        Raises:
-            ValueError: the context of the compiled step does not hold so many more tokens.
+        The step is counted as done, so it must follow. Only where `fits` says so.
         """
-        length = max(self.state.host_length) + steps
-        if length > self.columns:
-            raise ValueError(f"steps: expected at most {self.columns} tokens, got {length}")
-        bookkeeping.widen_tables_(self.state, self.columns)
-        # No store of a single slot: torch.export takes a size of 1 for a constant.
-        bookkeeping.reserve_steps_(self.state, self.decoder.spec, steps + 1, self.max_revive)
-        return tensors_of(self.state)
-
-    @torch.jit.export
-    def count_step(self) -> None:
-        """To be called after every compiled step."""
+        # Room for two: torch.export takes a size of 1 for a constant.
+        bookkeeping.reserve_steps_(self.state, self.decoder.spec, 2, self.max_revive)
         bookkeeping.count_step_(self.state, self.max_revive)
+        return tensors_of(self.state)
 
     @torch.jit.export
     def warm_up(self) -> None:

@@ -25,6 +25,9 @@ from .tokenizer import check_tokenizer, tokenizer_json
 
 Say = Callable[[str], None]
 
+# More than the code and the alignment of a file take.
+_CODE_BYTES = 16 << 20
+
 
 def torchscript(
     model: Any,
@@ -71,6 +74,11 @@ def prepare(
     path = Path(path)
     if not path.parent.is_dir():
         raise ValueError(f"path: no such folder: {path.parent}")
+    if path.exists() and not path.is_file():
+        kind = "a folder" if path.is_dir() else "a device"
+        raise ValueError(f"path: expected a file, got {kind}: {path}")
+    weights = {id(p): p.nbytes for p in getattr(model, "parameters", list)()}
+    check_room(path, sum(weights.values()))
     say("describing the model")
     schedule = PruningSchedule.load(schedule)
     return path, schedule, detached(LazyDecoder.from_model(model, schedule, export=True))
@@ -82,6 +90,8 @@ def write(program: Program, path: Path, files: dict[str, Any], say: Say) -> None
     with quiet():
         scripted = torch.jit.script(program)
     say("writing")
+    tensors = [*program.parameters(), *program.buffers()]
+    check_room(path, sum(each.nbytes for each in tensors) + sum(map(len, files.values())))
     with replacing(path) as scratch, quiet():
         torch.jit.save(scripted, scratch, _extra_files=files)
 
@@ -99,7 +109,8 @@ def describe(
     config, weight = model.config, model.get_input_embeddings().weight
     text = None if tokenizer is None else tokenizer_json(tokenizer)
     vocabulary = None if text is None else check_tokenizer(text, weight.size(0))
-    eos = getattr(model, "generation_config", config).eos_token_id
+    generation = getattr(model, "generation_config", None)
+    eos = getattr(config if generation is None else generation, "eos_token_id", None)
     description = Description(
         kind=kind,
         lazyllm_ext=lazyllm_ext.__version__,
@@ -112,7 +123,7 @@ def describe(
         device=weight.device.type,
         vocab_size=weight.size(0),
         max_tokens=getattr(config, "max_position_embeddings", None) or 0,
-        eos_token_ids=[] if eos is None else eos if isinstance(eos, list) else [eos],
+        eos_token_ids=[] if eos is None else [eos] if isinstance(eos, int) else [*map(int, eos)],
         num_layers=decoder.num_layers,
         boundary_layers=[
             layer for layer, boundary in enumerate(decoder.boundary_at) if boundary >= 0
@@ -124,6 +135,23 @@ def describe(
     if text is not None:
         files[TOKENIZER] = text
     return description, files
+
+
+def check_room(path: Path, nbytes: int) -> None:
+    """Whether a file with so many bytes of weights and other files can be written beside `path`.
+
+    Asked first, since torch's writer (2.13) ends the process where there is no room.
+
+    Raises:
+        ValueError: the disk, a quota or the folder's permissions do not allow it.
+    """
+    try:
+        with tempfile.TemporaryFile(prefix=".export-", dir=path.parent) as file:
+            os.posix_fallocate(file.fileno(), 0, nbytes + nbytes // 100 + _CODE_BYTES)
+    except OSError as error:
+        raise ValueError(
+            f"path: cannot write {nbytes / 1e6:.0f} MB to {path}: {error.strerror}"
+        ) from error
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from .modules import CalledMLP, GatedMLP, OwnMLP, ScaledEmbedding, activation
 from .parts import parts_of_model
 
 _MLP_PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+_FUSED_MLP_PARTS = {"gate_up_proj", "down_proj", "activation_fn"}
 
 
 def build_decoder(
@@ -193,22 +194,27 @@ def _linear(module: Any, name: str) -> nn.Linear:
 
 
 def _mlp(mlp: Any, family: Family, config: Any, export: bool) -> nn.Module:
-    gated = type(mlp) is family.mlp and {name for name, _ in mlp.named_children()} == _MLP_PARTS
+    parts = {name for name, _ in mlp.named_children()} if type(mlp) is family.mlp else set()
     if not export:
-        return OwnMLP(mlp) if gated else CalledMLP(mlp)
-    if not gated:
+        return OwnMLP(mlp) if parts == _MLP_PARTS else CalledMLP(mlp)
+    gate: nn.Module
+    up: nn.Module
+    if parts == _MLP_PARTS:
+        gate, up = _linear(mlp.gate_proj, "gate_proj"), _linear(mlp.up_proj, "up_proj")
+        called = mlp.act_fn
+    elif parts == _FUSED_MLP_PARTS:
+        both = _linear(mlp.gate_up_proj, "gate_up_proj")
+        half = both.out_features // 2
+        gate, up = PartOfProjection(both, 1, 0, half), PartOfProjection(both, 1, half, 2 * half)
+        called = mlp.activation_fn
+    else:
         raise ValueError(
             f"export: mlp: expected a gated MLP ({', '.join(sorted(_MLP_PARTS))}) of the family's "
             f"own class, got {type(mlp).__name__}"
         )
-    for name, module in (("mlp", mlp), ("act_fn", mlp.act_fn)):
-        _check_untouched(module, name)
-    return GatedMLP(
-        _linear(mlp.gate_proj, "gate_proj"),
-        _linear(mlp.up_proj, "up_proj"),
-        _linear(mlp.down_proj, "down_proj"),
-        activation(mlp.act_fn),
-    )
+    _check_untouched(mlp, "mlp")
+    _check_untouched(called, "activation")
+    return GatedMLP(gate, up, _linear(mlp.down_proj, "down_proj"), activation(called))
 
 
 def _embedding(embedding: Any, family: Family) -> nn.Module:

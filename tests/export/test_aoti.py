@@ -19,6 +19,7 @@ from lazyllm_ext.export.program import Program, Step
 from lazyllm_ext.export.script import detached
 
 from .conftest import SCHEDULES, answers
+from .test_loading import replaced
 
 GENERATE = os.environ.get("LAZYLLM_GENERATE", "")
 TURNS = [random_ids(100, seed=1), random_ids(20, seed=2)]
@@ -31,15 +32,12 @@ def _decoded(decoder: LazyDecoder, step: Any, count: int) -> tuple[Tensor, list[
     program = Program(decoder, 83, columns=MAX_TOKENS)
     program(torch.tensor(TURNS[0]), [len(TURNS[0])], 1)
     logits = []
-    tensors: list[list[Tensor]] = []
     with torch.no_grad():
-        for number, token in enumerate(random_ids(count, seed=3)):
-            if number % 16 == 0:
-                tensors = program.compiled_state(16)
-                for store in [*tensors[0], *tensors[1], *tensors[3]]:
-                    torch._dynamo.mark_dynamic(store, 0)
+        for token in random_ids(count, seed=3):
+            tensors = program.begin_step()
+            for store in [*tensors[0], *tensors[1], *tensors[3]]:
+                torch._dynamo.mark_dynamic(store, 0)
             logits.append(step(torch.tensor([token]), tensors))
-            program.count_step()
     return torch.cat(logits), program.revived()
 
 
@@ -82,6 +80,18 @@ def test_torch_compile(name: str) -> None:
     assert counter.frame_count == 1
 
 
+@pytest.mark.parametrize("heads", [None, list(range(10))])
+def test_constants_are_small_enough_for_the_compiler(heads: list[int] | None) -> None:
+    """Those of more than 8 numbers are asked of whoever loads the step, who has but the weights."""
+    boundary = {"layer": 0, "keep": 0.5, "heads": heads}
+    schedule = {"boundaries": [boundary], "over_heads": "max", "max_revive": 9}
+    many = helpers.tiny_llama(num_attention_heads=12, num_key_value_heads=4)
+    exported = trace(detached(LazyDecoder.from_model(many, schedule, export=True)), MAX_TOKENS)
+    lifted = {name: value for name, value in exported.constants.items() if "lifted" in name}
+    assert lifted
+    assert max(value.numel() for value in lifted.values()) <= 8
+
+
 @pytest.fixture(scope="module")
 def model() -> nn.Module:
     return helpers.tiny_llama(num_hidden_layers=3, eos_token_id=None)
@@ -105,6 +115,27 @@ def test_compiled_answers_what_apply_answers(model: nn.Module, file: Path) -> No
         exported.reset()
 
 
+@pytest.mark.parametrize("content", [b"", b"no archive"])
+def test_a_damaged_step(content: bytes, file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    path.write_bytes(replaced(file.read_bytes(), "decode.pt2", content))
+    with pytest.raises(ValueError) as raised:
+        export.load(path)
+    assert str(raised.value).startswith(f"{path}: made with PyTorch {torch.__version__}, does not")
+    assert "\n" not in str(raised.value)
+
+
+def test_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch._inductor.config
+
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-compiler",))
+    with pytest.raises(ValueError) as raised:
+        export.aoti(shared_model("llama"), "dense", tmp_path / "model.pt", max_tokens=9)
+    assert str(raised.value).startswith("export: the decoding step does not compile: ")
+    assert "\n" not in str(raised.value)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.skipif(not GENERATE, reason="make ctest builds the program, where there is CMake")
 def test_compiled_answers_in_cpp(model: nn.Module, file: Path) -> None:
     expected, _ = answers(model, SCHEDULES["bounded"], TURNS, 64)
@@ -112,6 +143,20 @@ def test_compiled_answers_in_cpp(model: nn.Module, file: Path) -> None:
     command = [GENERATE, str(file), "64", "1"]
     done = subprocess.run(command, input=lines[0], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, lines[1])
+
+
+@pytest.mark.skipif(not GENERATE, reason="make ctest builds the program, where there is CMake")
+@pytest.mark.parametrize(
+    "content, sentence", [(b"", "missing"), (b"no archive", "does not load: Failed to")]
+)
+def test_a_damaged_step_in_cpp(content: bytes, sentence: str, file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    path.write_bytes(replaced(file.read_bytes(), "decode.pt2", content))
+    done = subprocess.run(
+        [GENERATE, str(path)], input="3\n", capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert f"decode.pt2: {sentence}" in done.stderr
 
 
 def test_tables_are_as_wide_as_the_compiled_step() -> None:

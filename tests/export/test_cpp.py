@@ -14,6 +14,7 @@ from helpers import random_ids, shared_model
 from lazyllm_ext import export
 
 from .conftest import REAL_MODELS, SCHEDULES, answers
+from .test_loading import edited
 
 GENERATE = os.environ.get("LAZYLLM_GENERATE", "")
 TURNS = [random_ids(40, seed=1), random_ids(9, seed=2)]
@@ -49,7 +50,10 @@ def test_says_what_is_wrong(tmp_path: Path) -> None:
     truncated, foreign = tmp_path / "half.pt", tmp_path / "foreign.pt"
     truncated.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     torch.jit.script(torch.nn.ReLU()).save(str(foreign))
+    fails = tmp_path / "fails.pt"
+    fails.write_bytes(edited(path.read_bytes(), ".py", b"torch.cat(spans)", b"torch.cat(spans, 5)"))
     for file, text, new_tokens, sentence in [
+        (fails, "3", 1, "Dimension out of range (expected to be in range of [-1, 0], but got 5)"),
         (truncated, "3", 1, f"{truncated}: expected an export: "),
         (tmp_path / "none.pt", "3", 1, f"{tmp_path / 'none.pt'}: expected an export: "),
         (foreign, "3", 1, f"{foreign}: expected an export of lazyllm-ext, got another program"),

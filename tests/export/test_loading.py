@@ -23,7 +23,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return path.read_bytes()
 
 
-def _edited(data: bytes, name: str, old: bytes, new: bytes) -> bytes:
+def edited(data: bytes, name: str, old: bytes, new: bytes) -> bytes:
     """The archive with the members of that ending changed that hold `old`."""
     target, found = io.BytesIO(), False
     with zipfile.ZipFile(io.BytesIO(data)) as source, zipfile.ZipFile(target, "w") as copy:
@@ -34,6 +34,12 @@ def _edited(data: bytes, name: str, old: bytes, new: bytes) -> bytes:
             copy.writestr(member, content)
     assert found
     return target.getvalue()
+
+
+def replaced(data: bytes, name: str, content: bytes) -> bytes:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        member = next(member for member in archive.namelist() if member.endswith(name))
+        return edited(data, name, archive.read(member), content)
 
 
 def _state_dict() -> bytes:
@@ -50,20 +56,56 @@ def _state_dict() -> bytes:
         (lambda data: b"{}", "expected an export, got a truncated or foreign file"),
         (lambda data: _state_dict(), "expected an export of lazyllm-ext, got another archive"),
         (
-            lambda data: _edited(data, "lazyllm.json", b'version": 1', b'version": 9'),
+            lambda data: edited(data, "lazyllm.json", b'version": 1', b'version": 9'),
             "format_version: expected 1, got 9; load it with the release of lazyllm-ext that",
         ),
         (
-            lambda data: _edited(data, "lazyllm.json", b'"dtype"', b'"type"'),
+            lambda data: edited(data, "lazyllm.json", b'"dtype"', b'"type"'),
             "lazyllm.json: fields missing or unknown: dtype, type",
         ),
         (
-            lambda data: _edited(data, "lazyllm.json", b'"2.10"', b'"99.1"'),
+            lambda data: edited(data, "lazyllm.json", b'"2.10"', b'"99.1"'),
             "expected PyTorch 99.1 or newer, got 2",
         ),
         (
-            lambda data: _edited(data, ".py", b"torch.cat(spans)", b"torch.dog(spans)"),
+            lambda data: edited(data, "lazyllm.json", b'"vocab_size": 83', b'"vocab_size": "83"'),
+            "lazyllm.json: vocab_size: expected int, got '83'",
+        ),
+        (
+            lambda data: edited(data, "lazyllm.json", b'_ids": [', b'_ids": [[],'),
+            "lazyllm.json: eos_token_ids: expected list[int], got [[], ",
+        ),
+        (
+            lambda data: edited(data, "lazyllm.json", b'"torchscript"', b'"onnx"'),
+            "kind: expected torchscript or aoti, got 'onnx'",
+        ),
+        (lambda data: replaced(data, "lazyllm.json", b"[]"), "lazyllm.json: expected an export's"),
+        (
+            lambda data: edited(data, "lazyllm.json", b'"torchscript"', b'"aoti"'),
+            "decode.pt2: expected a compiled decoding step, got none",
+        ),
+        (
+            lambda data: edited(data, "schedule.json", b'"window": ', b'"window": null, "w": '),
+            "schedule: expected only the fields ",
+        ),
+        (lambda data: replaced(data, "schedule.json", b'{"window": 0}'), "schedule: window: "),
+        (lambda data: replaced(data, "schedule.json", b"{"), "schedule.json: expected JSON, got"),
+        (lambda data: replaced(data, "schedule.json", b"[]"), "schedule: expected a"),
+        (lambda data: replaced(data, "schedule.json", b""), "schedule.json: expected JSON, got"),
+        (lambda data: replaced(data, "schedule.json", b"\xff"), "schedule.json: expected UTF-8"),
+        (
+            lambda data: edited(data, ".py", b"torch.cat(spans)", b"torch.dog(spans)"),
+            f"made with PyTorch {torch.__version__}, does not load into {torch.__version__}: "
+            "Unknown builtin op: aten::dog.",
+        ),
+        (
+            lambda data: edited(data, ".py", b"def warm_up", b"def warm_down"),
             f"made with PyTorch {torch.__version__}, does not load into {torch.__version__}: ",
+        ),
+        (
+            lambda data: edited(data, ".py", b"torch.cat(spans)", b"torch.cat(spans, 5)"),
+            f"made with PyTorch {torch.__version__}, does not load into {torch.__version__}: "
+            "Dimension out of range",
         ),
     ],
 )  # fmt: skip
@@ -75,6 +117,7 @@ def test_no_export(
     with pytest.raises(ValueError) as raised:
         export.load(path)
     assert str(raised.value).startswith(f"{path}: {sentence}")
+    assert "\n" not in str(raised.value)
 
 
 def test_no_file(tmp_path: Path) -> None:
@@ -115,5 +158,34 @@ def test_wrong_input(
     with pytest.raises(ValueError) as raised:
         list(loaded.generate(ids, new_tokens))
     assert str(raised.value) == sentence
+    loaded.reset()
+    assert list(loaded.generate([5, 6, 7], 3)) == expected
+
+
+@pytest.mark.parametrize("logits_to_keep", [0, -2])
+def test_logits_to_keep(logits_to_keep: int, exported: bytes, tmp_path: Path) -> None:
+    """Refused before the program's state changes."""
+    (tmp_path / "model.pt").write_bytes(exported)
+    program = export.load(tmp_path / "model.pt").program
+    with pytest.raises(torch.jit.Error, match="logits_to_keep: expected at least 1, got"):
+        program(torch.tensor([5, 6]), [2], logits_to_keep)
+    assert program.lengths() == [0]
+
+
+def test_an_operator_that_fails(exported: bytes, tmp_path: Path) -> None:
+    """One sentence, and after a reset the export answers as before."""
+    path = tmp_path / "model.pt"
+    path.write_bytes(
+        edited(
+            exported, ".py", b"torch.cat(spans)", b"torch.cat(spans, int(torch.gt(len(ids), 9)))"
+        )
+    )
+    loaded = export.load(path)
+    expected = list(loaded.generate([5, 6, 7], 3))
+    loaded.reset()
+    with pytest.raises(RuntimeError) as raised:
+        list(loaded.generate([3] * 10, 1))
+    assert str(raised.value).startswith("Dimension out of range (expected to be in range of")
+    assert "\n" not in str(raised.value)
     loaded.reset()
     assert list(loaded.generate([5, 6, 7], 3)) == expected

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import re
 import subprocess
 import sys
 import warnings
@@ -161,6 +163,8 @@ def _adapted() -> nn.Module:
         ({"model": lambda: helpers.tiny_llama().train()}, "model: expected inference mode"),
         ({"schedule": "fastest"}, "schedule: got 'fastest', expected one of"),
         ({"path": "none/model.pt"}, "path: no such folder: "),
+        ({"path": ""}, "path: expected a file, got a folder: "),
+        ({"path": "/dev/null"}, "path: expected a file, got a device: /dev/null"),
         ({"tokenizer": "none.json"}, "tokenizer: cannot read 'none.json': No such file"),
         ({"tokenizer": 3}, "tokenizer: expected a fast tokenizer or the path of a tokenizer.json"),
         ({"tokenizer": __file__}, "tokenizer: expected a tokenizer.json, got "),
@@ -179,6 +183,74 @@ def test_refuses(change: dict[str, Any], sentence: str, tmp_path: Path) -> None:
         )
     assert str(raised.value).startswith(sentence)
     assert not list(tmp_path.iterdir())
+
+
+# An export where a file may have so many bytes, as on a full disk.
+_LITTLE_ROOM = """
+import resource, sys
+import helpers
+from lazyllm_ext import export
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+try:
+    export.torchscript(helpers.tiny_llama(), "fast", sys.argv[1])
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_no_room(tmp_path: Path) -> None:
+    """One sentence, nothing left behind, and what was there stays."""
+    path = tmp_path / "model.pt"
+    path.write_text("old")
+    command = [sys.executable, "-W", "ignore", "-c", _LITTLE_ROOM, str(path)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=environment, cwd=tmp_path
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.fullmatch(rf"path: cannot write \d+ MB to {path}: File too large\n", done.stdout)
+    assert [file.name for file in tmp_path.iterdir()] == ["model.pt"]
+    assert path.read_text() == "old"
+
+
+def test_an_export_replaces_a_file_when_it_is_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.pt"
+    path.write_text("old")
+
+    def fails(program: Any, scratch: str, **files: Any) -> None:
+        Path(scratch).write_text("half")
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.jit, "save", fails)
+        with pytest.raises(ValueError) as raised:
+            export.torchscript(helpers.tiny_llama(), "fast", path)
+    assert str(raised.value) == f"path: cannot write {path}: Input/output error"
+    assert [file.name for file in tmp_path.iterdir()] == ["model.pt"]
+    assert path.read_text() == "old"
+    export.torchscript(helpers.tiny_llama(), "fast", path)
+    assert export.load(path).description.kind == "torchscript"
+    assert [file.name for file in tmp_path.iterdir()] == ["model.pt"]
+
+
+@pytest.mark.parametrize(
+    "eos, expected",
+    [(5, [5]), ([5, 7], [5, 7]), ((5, 7), [5, 7]), (torch.tensor([5, 7]), [5, 7]), (None, [])],
+)
+def test_end_tokens(eos: Any, expected: list[int], tmp_path: Path) -> None:
+    model: Any = helpers.tiny_llama()
+    model.generation_config.eos_token_id = eos
+    said = export.torchscript(model, "dense", tmp_path / "model.pt")
+    assert said.eos_token_ids == expected
+    assert export.load(tmp_path / "model.pt").program.eos_token_ids == expected
+
+
+def test_end_tokens_without_a_generation_config(tmp_path: Path) -> None:
+    model: Any = helpers.tiny_llama(eos_token_id=7)
+    model.generation_config = None
+    assert export.torchscript(model, "dense", tmp_path / "model.pt").eos_token_ids == [7]
 
 
 def test_refuses_another_models_tokenizer(tmp_path: Path, folder: Path) -> None:
