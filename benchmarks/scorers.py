@@ -160,7 +160,7 @@ def _write(
         "machine": describe(),
     }
     result = json.dumps({**head, "recall by layer": curves}, indent=1)
-    path.with_suffix(".json").write_text(result + "\n", encoding="utf-8")
+    Path(f"{path}.json").write_text(result + "\n", encoding="utf-8")
     layers = range(len(next(iter(curves.values()))))
     rows = [["scores", *map(str, layers)], ["---", *("---" for _ in layers)]]
     rows += [[name, *(f"{100 * x:.0f}" for x in curve)] for name, curve in curves.items()]
@@ -172,7 +172,7 @@ def _write(
         "",
         *("| " + " | ".join(row) + " |" for row in rows),
     ]
-    path.with_suffix(".md").write_text("\n".join(text) + "\n", encoding="utf-8")
+    Path(f"{path}.md").write_text("\n".join(text) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
