@@ -72,6 +72,9 @@ class LazyCache(Cache):
         self.generating = False
         self.progress: Callable[[Progress], object] | None = None  # of this generation's prompt
         self.turn: Turn | None = None
+        # Whether a refusal may leave this generation to transformers, and why it did.
+        self.may_fall_back = False
+        self.refused: str | None = None
 
     def copy(self) -> LazyCache:
         """A cache that goes on from here by itself, in memory of its own."""

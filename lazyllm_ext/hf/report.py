@@ -111,6 +111,8 @@ class Report:
         kv_bytes, aux_bytes: memory of the stores, spare room included.
         dense_kv_bytes: what a dense cache needs for the same tokens, padding excluded.
         per_sequence: what can be said of every sequence by itself.
+        refused: why transformers computed the dense model instead (`on_error="dense"`). Then
+            LazyLLM did nothing: its counts are 0 and its times None.
     """
 
     schedule: dict[str, Any]
@@ -119,8 +121,8 @@ class Report:
     prompt_tokens: int
     cached_tokens: int
     generated_tokens: int
-    ttft_seconds: float
-    decode_seconds: float
+    ttft_seconds: float | None
+    decode_seconds: float | None
     decode_seconds_per_token: float | None
     decode_tokens_per_second: float | None
     tokens_total: int
@@ -132,6 +134,7 @@ class Report:
     aux_bytes: int
     dense_kv_bytes: int
     per_sequence: list[SequenceReport]
+    refused: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and dicts."""
@@ -201,6 +204,32 @@ def make_report(
             )
             for b, length in enumerate(state.host_length)
         ],
+    )
+
+
+def refused_report(reason: str) -> Report:
+    """The report of what transformers computed instead."""
+    return Report(
+        schedule=PruningSchedule().to_dict(),
+        boundary_layers=[],
+        sequences=0,
+        prompt_tokens=0,
+        cached_tokens=0,
+        generated_tokens=0,
+        ttft_seconds=None,
+        decode_seconds=None,
+        decode_seconds_per_token=None,
+        decode_tokens_per_second=None,
+        tokens_total=0,
+        tokens_per_stage=[],
+        tokens_per_layer=[],
+        prompt_computed_percent=0.0,
+        revived_per_boundary=[],
+        kv_bytes=0,
+        aux_bytes=0,
+        dense_kv_bytes=0,
+        per_sequence=[],
+        refused=reason,
     )
 
 
