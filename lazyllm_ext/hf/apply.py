@@ -15,7 +15,14 @@ from .parts import language_of
 from .report import Report, refused_report
 
 
-def apply(model: Any, schedule: Any, *, checked: bool = False, on_error: str = "raise") -> Lazy:
+def apply(
+    model: Any,
+    schedule: Any,
+    *,
+    min_tokens: int | str | None = None,
+    checked: bool = False,
+    on_error: str = "raise",
+) -> Lazy:
     """Let a transformers model drop unimportant tokens while it reads its prompt (LazyLLM).
 
     `model.generate` and `model(...)` are used as before. Only this instance changes, and
@@ -26,6 +33,9 @@ def apply(model: Any, schedule: Any, *, checked: bool = False, on_error: str = "
             one, loaded and in inference mode.
         schedule: a PruningSchedule, a dict, the path of a JSON file, or the name of a shipped
             schedule (`dense`, `balanced`, …).
+        min_tokens: instead of the schedule's own: contexts shorter than this are not pruned. "auto"
+            measures for some seconds (once per process for a model, schedule, dtype and number of
+            threads) from where on pruning pays; `report().min_tokens` says what was found.
         checked: raise RuntimeError as soon as an importance or a logit is NaN. Otherwise a NaN
             stays with the tokens that it belongs to. It costs a look at every boundary.
         on_error: "raise", or "dense": where LazyLLM refuses the model or a call, warn once for each
@@ -43,7 +53,7 @@ def apply(model: Any, schedule: Any, *, checked: bool = False, on_error: str = "
     fallback = Fallback(on_error)
     try:
         kind = Lazy if language_of(model).whole else LazyWithImages
-        return kind(model, schedule, fallback, checked=checked)
+        return kind(model, schedule, fallback, checked=checked, min_tokens=min_tokens)
     except NotSupportedError as refusal:
         instead = Refused(model, schedule, refusal)
         fallback.accept(refusal)

@@ -38,6 +38,7 @@ class Plan:
     spec: StoreSpec
     schedule: PruningSchedule
     boundary_layers: tuple[int, ...]
+    min_tokens: int
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Plan:
         return self  # a copied cache still belongs to the same decoder
@@ -93,7 +94,9 @@ class LazyCache(Cache):
         if self.state is None or self.turn is None:
             raise ValueError("report: expected a cache that has been used, got an empty one")
         plan = self.plan
-        return make_report(plan.schedule, plan.boundary_layers, plan.spec, self.state, self.turn)
+        return make_report(
+            plan.schedule, plan.boundary_layers, plan.min_tokens, plan.spec, self.state, self.turn
+        )
 
     def kv_nbytes(self) -> int:
         """Bytes that stored keys and values take, spare room included."""

@@ -28,14 +28,14 @@ class LazyWithImages(Lazy):
     In between it calls its language model, and that call is what LazyLLM computes.
     """
 
-    def __init__(self, model: Any, schedule: Any, fallback: Fallback, *, checked: bool = False):
+    def __init__(self, model: Any, schedule: Any, fallback: Fallback, **options: Any):
         self._language: Any = language_of(model).base
         self._language_before = self._language.forward
         own: Any = OwnForward(self._whole, model.forward)
         self._signature = own.__signature__
         self.forward = own  # type: ignore[method-assign]
         self._within = OwnForward(self._language_call, self._language_before)
-        super().__init__(model, schedule, fallback, checked=checked)
+        super().__init__(model, schedule, fallback, **options)
         self._language.__dict__["forward"] = self._within
 
     def remove(self) -> None:

@@ -49,12 +49,20 @@ class Lazy:
         decoder: the decoder loop.
     """
 
-    def __init__(self, model: Any, schedule: Any, fallback: Fallback, *, checked: bool = False):
+    def __init__(
+        self,
+        model: Any,
+        schedule: Any,
+        fallback: Fallback,
+        *,
+        checked: bool = False,
+        min_tokens: int | str | None = None,
+    ):
         self._fallback = fallback
         language = language_of(model)
         _check_own(model)
         self.model = model
-        self._plans = Plans(model, schedule, checked)
+        self._plans = Plans(model, schedule, checked, min_tokens)
         self.schedule = self._plans.applied.schedule
         self.decoder = self._plans.decoders[self._plans.applied]
         self._config = language.config

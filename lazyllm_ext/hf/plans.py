@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import MutableMapping
+from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -13,6 +14,7 @@ from lazyllm_ext.schedule import PruningSchedule
 
 from .build import build_decoder, taken_from
 from .cache import Plan
+from .payoff import min_tokens_of
 from .progress import tell_watcher
 
 _LAST_PLANS = 16  # of single calls, kept for further calls
@@ -24,13 +26,19 @@ class Plans:
     Attributes:
         decoders: as long as a cache is there that was begun with it, or it is one of the last ones.
         applied: the plan of calls that bring none.
+
+    Args:
+        min_tokens: instead of those of the schedule applied; None: its own.
     """
 
-    def __init__(self, model: Any, schedule: Any, checked: bool):
+    def __init__(self, model: Any, schedule: Any, checked: bool, min_tokens: Any = None):
         self._model, self._checked = model, checked
         self.decoders: MutableMapping[Plan, LazyDecoder] = WeakKeyDictionary()
         self._last: deque[Plan] = deque(maxlen=_LAST_PLANS)
-        self.applied = self._add(self._own(schedule))
+        own = self._own(schedule)
+        if min_tokens is not None:
+            own = replace(own, min_tokens=min_tokens)
+        self.applied = self._add(own)
         self._parts = taken_from(model)
 
     def of(self, schedule: Any) -> Plan:
@@ -58,10 +66,15 @@ class Plans:
         return loaded.for_model(getattr(self._model.config, "name_or_path", None))
 
     def _add(self, schedule: PruningSchedule) -> Plan:
-        decoder: LazyDecoder = build_decoder(self._model, schedule, checked=self._checked)
+        least = schedule.min_tokens
+        if least == "auto":
+            least = min_tokens_of(self._model, schedule)
+        decoder: LazyDecoder = build_decoder(
+            self._model, replace(schedule, min_tokens=least), checked=self._checked
+        )
         boundary_layers = [layer for layer, number in enumerate(decoder.boundary_at) if number >= 0]
         decoder.on_layer = tell_watcher
-        plan = Plan(decoder.spec, schedule, tuple(boundary_layers))
+        plan = Plan(decoder.spec, schedule, tuple(boundary_layers), least)
         self.decoders[plan] = decoder
         self._last.append(plan)
         return plan

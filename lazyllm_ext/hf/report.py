@@ -92,6 +92,8 @@ class Report:
     Attributes:
         schedule: the schedule as JSON writes it.
         boundary_layers: the layers in which it dropped tokens.
+        min_tokens: shorter contexts are not pruned; what was found where the schedule says "auto"
+            (2,147,483,647 if dropping was not sooner at any length that was tried).
         sequences: size of the batch.
         prompt_tokens: new tokens of the prompt.
         cached_tokens: tokens that the cache held before the prompt.
@@ -117,6 +119,7 @@ class Report:
 
     schedule: dict[str, Any]
     boundary_layers: list[int]
+    min_tokens: int
     sequences: int
     prompt_tokens: int
     cached_tokens: int
@@ -154,6 +157,7 @@ class Report:
 def make_report(
     schedule: PruningSchedule,
     boundary_layers: tuple[int, ...],
+    min_tokens: int,
     spec: StoreSpec,
     state: LazyState,
     turn: Turn,
@@ -173,6 +177,7 @@ def make_report(
     return Report(
         schedule=schedule.to_dict(),
         boundary_layers=list(boundary_layers),
+        min_tokens=min_tokens,
         sequences=sequences,
         prompt_tokens=context - sum(turn.cached_tokens),
         cached_tokens=sum(turn.cached_tokens),
@@ -212,6 +217,7 @@ def refused_report(reason: str) -> Report:
     return Report(
         schedule=PruningSchedule().to_dict(),
         boundary_layers=[],
+        min_tokens=0,
         sequences=0,
         prompt_tokens=0,
         cached_tokens=0,
