@@ -46,7 +46,9 @@ class LazyWithImages(Lazy):
     def _whole(self, *args: Any, **kwargs: Any) -> Any:
         """One call of the whole model; arguments as it takes them, and `lazy_schedule`."""
         arguments = self._signature.bind(*args, **kwargs).arguments
-        arguments.update(arguments.pop("kwargs", {}))
+        for name, parameter in self._signature.parameters.items():
+            if parameter.kind is parameter.VAR_KEYWORD:  # not the same name in every model
+                arguments.update(arguments.pop(name, {}))
         given = one_cache(arguments.pop("cache", None), arguments.pop("past_key_values", None))
         schedule = arguments.pop("lazy_schedule", None)
         call = {name: value for name, value in arguments.items() if value is not None}
