@@ -87,15 +87,17 @@ class LazyCache(Cache):
     def report(self) -> Report:
         """What the latest turn of this conversation did, up to now.
 
+        Of a cache that was loaded and not used since, what it holds: `unknown` names the rest.
+
         Raises:
             ValueError: nothing has been computed yet, or the last call was interrupted.
         """
         self.check_usable()
-        if self.state is None or self.turn is None:
+        if self.state is None:
             raise ValueError("report: expected a cache that has been used, got an empty one")
-        plan = self.plan
+        plan, turn = self.plan, self.turn or Turn.unknown(self.state)
         return make_report(
-            plan.schedule, plan.boundary_layers, plan.min_tokens, plan.spec, self.state, self.turn
+            plan.schedule, plan.boundary_layers, plan.min_tokens, plan.spec, self.state, turn
         )
 
     def kv_nbytes(self) -> int:

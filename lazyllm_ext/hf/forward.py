@@ -84,12 +84,25 @@ def run(
     if cache.state is not None and cache.batch_size != batch:
         raise ValueError(
             f"{name}: expected {cache.batch_size} sequences as in {CACHE_NAME}, got {batch}"
+            + _hint_at_beams(batch, cache.batch_size)
         )
     rows = find_rows(attention_mask, batch, columns, cache, weight.device)
     kept = _logits_kept(logits_to_keep, rows, decoder)
     positions = find_positions(position_ids, rows, cache, weight.device)
-    if columns > 1:
-        _check_length(rows, cache, max_tokens)
+    longest = _longest(rows, cache)
+    if decoder.learns_positions:
+        table: Any = decoder.position_embed
+        past_end = longest if position_ids is None else int(positions.max()) + 1
+        if past_end > table.num_embeddings:  # transformers cannot go on either
+            raise ValueError(
+                f"{name}: expected at most {table.num_embeddings} tokens, since the model learned "
+                f"so many positions, got {past_end}"
+            )
+    if columns > 1 and max_tokens is not None and longest > max_tokens:
+        raise NotSupportedError(
+            f"input_ids: expected at most {max_tokens} tokens (config.max_position_embeddings), "
+            f"got {longest}"
+        )
 
     hidden = rows.pack(tensor) if input_ids is None else decoder.embed_tokens(rows.pack(tensor))
     state = cache.state
@@ -174,16 +187,19 @@ def _logits_kept(asked: int | Tensor, rows: Rows, decoder: LazyDecoder) -> int:
     return kept
 
 
-def _check_length(rows: Rows, cache: LazyCache, max_tokens: int | None) -> None:
-    if max_tokens is None:
-        return
+def _longest(rows: Rows, cache: LazyCache) -> int:
+    """Tokens of the longest sequence, those before and the new ones."""
     before = [0] * rows.batch if cache.state is None else cache.state.host_length
-    longest = max(old + new for old, new in zip(before, rows.counts, strict=True))
-    if longest > max_tokens:
-        raise NotSupportedError(
-            f"input_ids: expected at most {max_tokens} tokens (config.max_position_embeddings), "
-            f"got {longest}"
-        )
+    return max(old + new for old, new in zip(before, rows.counts, strict=True))
+
+
+def _hint_at_beams(wanted: int, held: int) -> str:
+    if wanted <= held or wanted % held:
+        return ""
+    return (
+        f"; for beams or several answers to each, call {CACHE_NAME}.batch_repeat_interleave("
+        f"{wanted // held}) before"
+    )
 
 
 def output(logits: Tensor, cache: LazyCache | None, as_dict: bool) -> Any:
