@@ -17,6 +17,7 @@ from importlib import resources
 from itertools import pairwise
 from typing import Any, Literal, TypeGuard
 
+from .errors import NotSupportedError
 from .schedule_fields import decode, integer, known, number, one_of, shown
 
 _BOUNDARY_FIELDS = ("layer", "depth", "keep", "percentile", "tokens", "heads")
@@ -377,7 +378,7 @@ def _layer_of(boundary: Boundary, full_attention: Sequence[bool], where: str) ->
     allowed = [layer for layer in range(layers - 1) if full_attention[layer]]
     if boundary.depth is not None:
         if not allowed:
-            raise ValueError(
+            raise NotSupportedError(
                 f"{where}: {boundary.place}: expected a model with a full-attention layer before "
                 f"the last layer, got {layers} layers without one"
             )

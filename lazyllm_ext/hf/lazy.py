@@ -251,7 +251,7 @@ class Lazy:
 
     def _call(self, call: dict[str, Any], given: Any, schedule: Any) -> Any:
         """One call of the model, by LazyLLM or, where it refuses and that is wanted, without."""
-        if not is_dense(self.model):
+        if not is_dense(self.model) or isinstance(given, LazyCache):
             try:
                 return self._run(call, self._cache_for(given, schedule))
             except NotSupportedError as refusal:
@@ -308,6 +308,10 @@ class Lazy:
         if progress is not None and not callable(progress):
             raise TypeError(f"lazy_progress: expected a function, got {type(progress).__name__}")
         cache = report = None
+        if is_dense(self.model) and isinstance(given, LazyCache):
+            raise NotSupportedError(
+                f"{CACHE_NAME}: expected no LazyCache within a generation of transformers"
+            )
         if not is_dense(self.model):
             try:
                 refuse_generate_arguments(arguments)

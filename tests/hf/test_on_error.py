@@ -63,6 +63,13 @@ class TestModels:
             with pytest.raises(NotSupportedError, match="got 'opt'"):
                 use()
 
+    def test_no_layer_for_a_boundary(self, ids: Tensor) -> None:
+        model = tiny_model("mistral-sliding")
+        expected = generate(model, input_ids=ids)
+        with pytest.warns(UserWarning, match="expected a model with a full-attention layer"):
+            lazyllm_ext.apply(model, "balanced", on_error="dense")
+        assert_same_generation(generate(model, input_ids=ids), expected, tolerance=0)
+
     def test_what_is_wrong_for_both_is_raised(
         self, model: nn.Module, recwarn: pytest.WarningsRecorder
     ) -> None:
@@ -181,6 +188,23 @@ class TestGenerate:
             with pytest.raises(NotSupportedError, match="output_attentions"):
                 lazy.model(ids[:, :1], past_key_values=cache, output_attentions=True)
         assert used.get_seq_length() == 13
+
+    def test_nor_within_a_generation_of_transformers(self, lazy: Any, ids: Tensor) -> None:
+        """Somebody who calls the model from a callback, with a cache of LazyLLM's."""
+        expected = lazy.model(ids[:, :1], past_key_values=lazy.prefill(ids)).logits
+        seen: list[Tensor] = []
+
+        def call(batch: int, sequence: Tensor) -> list[int]:
+            if not seen:
+                cache = lazy.prefill(ids)
+                with pytest.raises(NotSupportedError, match="expected no LazyCache within"):
+                    lazy.model.generate(ids, past_key_values=cache)
+                seen.append(lazy.model(ids[:, :1], past_key_values=cache).logits)
+            return list(range(83))
+
+        with pytest.warns(UserWarning, match="use_cache=False"):
+            generate(lazy.model, 2, input_ids=ids, use_cache=False, prefix_allowed_tokens_fn=call)
+        assert torch.equal(seen[0], expected)
 
     def test_prefill_raises(self, lazy: Any) -> None:
         with pytest.raises(NotSupportedError, match="at most 128"):
