@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import ops
 from .decoder import LazyDecoder
+from .errors import NotSupportedError
 from .schedule import Boundary, PruningSchedule, shipped_schedules
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ __all__ = [
     "Lazy",
     "LazyCache",
     "LazyDecoder",
+    "NotSupportedError",
     "PruningSchedule",
     "Report",
     "__version__",

@@ -66,10 +66,15 @@ def _per_row(*modules: nn.Module) -> int:
     """Operations for one row: two for every weight of a matrix, as far as it is multiplied."""
     total = 0
     for module in modules:
-        weights: list[Tensor] = [p for p in module.parameters() if p.dim() >= 2]
         if isinstance(module, PartOfProjection) and is_plain(module.linear):
-            weights = [module.weight()]
-        total += 2 * sum(weight.numel() for weight in weights)
+            total += 2 * module.weight().numel()
+            continue
+        for part in module.modules():
+            if isinstance(part, nn.Linear):  # quantized weights may be packed
+                total += 2 * part.in_features * part.out_features
+            else:
+                own = part.parameters(recurse=False)
+                total += 2 * sum(weight.numel() for weight in own if weight.dim() >= 2)
     return total
 
 

@@ -15,8 +15,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from itertools import pairwise
-from typing import Any, TypeGuard
+from typing import Any, Literal, TypeGuard
 
+from .errors import NotSupportedError
 from .schedule_fields import decode, integer, known, number, one_of, shown
 
 _BOUNDARY_FIELDS = ("layer", "depth", "keep", "percentile", "tokens", "heads")
@@ -128,7 +129,8 @@ class PruningSchedule:
             same step.
         max_revive: most dropped tokens that a step computes after all, per sequence and boundary;
             None for no bound, 0 for none.
-        min_tokens: contexts shorter than this are not pruned.
+        min_tokens: contexts shorter than this are not pruned; "auto" lets `lazyllm_ext.apply` find
+            by measurement from where on pruning pays.
         name: for reports.
         models: schedules for known models, by model id; they replace this one entirely.
 
@@ -143,7 +145,7 @@ class PruningSchedule:
     over_heads: str = "mean"
     accumulate: bool = False
     max_revive: int | None = None
-    min_tokens: int = 0
+    min_tokens: int | Literal["auto"] = 0
     name: str | None = None
     models: Mapping[str, PruningSchedule] = field(default_factory=dict, hash=False)
 
@@ -171,7 +173,8 @@ class PruningSchedule:
             raise ValueError(f"{where}: accumulate: expected true or false, got {got}")
         if self.max_revive is not None:
             integer(self.max_revive, f"{where}: max_revive", 0, "null or a number of tokens")
-        integer(self.min_tokens, f"{where}: min_tokens", 0, "a number of tokens")
+        if self.min_tokens != "auto":
+            integer(self.min_tokens, f"{where}: min_tokens", 0, 'a number of tokens or "auto"')
         _check_models(self.models, where)
 
     @classmethod
@@ -280,10 +283,15 @@ class PruningSchedule:
 
         Raises:
             ValueError: a boundary past the end, on the last layer or on a sliding-window layer,
-                or layers out of order.
+                layers out of order, or min_tokens that are still "auto".
         """
         schedule = self.for_model(model_id)
         where = f"schedule {schedule.name!r}" if schedule.name else "schedule"
+        if schedule.min_tokens == "auto":
+            raise ValueError(
+                f'{where}: min_tokens: expected a number of tokens, got "auto", which only '
+                "lazyllm_ext.apply finds out; its report().min_tokens says the number"
+            )
         placed: list[tuple[int, Boundary]] = []
         for boundary in schedule.boundaries:
             layer = _layer_of(boundary, full_attention, where)
@@ -370,7 +378,7 @@ def _layer_of(boundary: Boundary, full_attention: Sequence[bool], where: str) ->
     allowed = [layer for layer in range(layers - 1) if full_attention[layer]]
     if boundary.depth is not None:
         if not allowed:
-            raise ValueError(
+            raise NotSupportedError(
                 f"{where}: {boundary.place}: expected a model with a full-attention layer before "
                 f"the last layer, got {layers} layers without one"
             )

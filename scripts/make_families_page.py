@@ -9,13 +9,24 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from textwrap import fill
 
 import transformers
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from hf.every_model import EVERY_TYPE, HERE, VARIANTS, check_right, row, tiny_of  # noqa: E402
+from hf.every_model import (  # noqa: E402
+    EVERY_TYPE,
+    HERE,
+    VARIANTS,
+    WITH_IMAGES,
+    check_right,
+    row,
+    tiny_of,
+)
+
+from lazyllm_ext.hf.families import WRAPPERS  # noqa: E402
 
 PAGE = """# Families
 
@@ -32,6 +43,18 @@ Refused in every family are rotary embeddings whose frequencies depend on the le
 longrope) and kinds of layers other than full and sliding-window attention. Export takes RMSNorm or
 LayerNorm, plain linear layers and a gated MLP, and refuses the rest by name.
 
+## Models that see images
+
+`apply` takes these around any supported language model:
+{seeing}.
+Their own forward makes embeddings of the images and projects to logits, and the language model in
+between runs LazyLLM; tokens of images are dropped and revived like others.
+`tests/hf/test_images.py` holds each against itself. Refused by name are those with positions of
+several axes (mrope: Qwen2-VL and later, GLM-4V), those whose images attend to themselves both ways
+(Gemma 3, PaliGemma), and all others.
+
+## Every type
+
 | model_type | class | |
 | --- | --- | --- |
 {rows}
@@ -44,8 +67,9 @@ def main() -> None:
             check_right(tiny_of(kind, **fields))
     text = PAGE.format(
         version=transformers.__version__,
-        right=len(HERE),
-        refused=len(EVERY_TYPE) - len(HERE),
+        right=len(HERE) + len(WITH_IMAGES),
+        refused=len(EVERY_TYPE) - len(HERE) - len(WITH_IMAGES),
+        seeing=fill(", ".join(f"`{kind}`" for kind in WRAPPERS), 100),
         rows="\n".join(map(row, sorted(EVERY_TYPE))),
     )
     (ROOT / "docs" / "families.md").write_text(text)

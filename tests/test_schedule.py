@@ -252,7 +252,7 @@ BAD = {
     "max_revive negative": (one(max_revive=-1), "max_revive: expected null or a number of tokens"),
     "min_tokens a bool": (
         one(min_tokens=True),
-        "min_tokens: expected a number of tokens, got True",
+        'min_tokens: expected a number of tokens or "auto", got True',
     ),
     "name a number": (one(name=3), "name: expected a string, got 3"),
     "models no object": (one(models=[1]), "models: expected an object of schedules, got [1]"),

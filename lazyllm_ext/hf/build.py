@@ -10,12 +10,13 @@ from torch import nn
 
 from lazyllm_ext.decoder import LazyDecoder, LazyLayer, RMSNorm, Rotary
 from lazyllm_ext.decoder.modules import PartOfProjection, is_untouched
+from lazyllm_ext.errors import NotSupportedError
 from lazyllm_ext.schedule import PruningSchedule
 
 from .checks import check_model
 from .families import Family
 from .modules import CalledMLP, GatedMLP, OwnMLP, ScaledEmbedding, activation
-from .parts import parts_of_model
+from .parts import language_of, parts_of
 
 _MLP_PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 _FUSED_MLP_PARTS = {"gate_up_proj", "down_proj", "activation_fn"}
@@ -25,11 +26,15 @@ def build_decoder(
     model: Any, schedule: Any, *, export: bool = False, checked: bool = False
 ) -> LazyDecoder:
     """The decoder of a transformers causal language model; see `LazyDecoder.from_model`."""
-    family = check_model(model)
-    config, parts = model.config, parts_of_model(model, family)
+    language = check_model(model)
+    if export and not language.whole:
+        raise NotSupportedError(
+            f"export: expected a language model by itself, got {type(model).__name__}"
+        )
+    family, config, parts = language.family, language.config, parts_of(language)
     windows = [family.window(attention) for attention in parts.attentions]
     resolved = PruningSchedule.load(schedule).resolve(
-        [window == 0 for window in windows], getattr(config, "name_or_path", None)
+        [window == 0 for window in windows], getattr(model.config, "name_or_path", None)
     )
     # One rotary embedding for every type of layers, or for all; none at all is an empty list.
     kinds: list[str | None] = []
@@ -47,31 +52,37 @@ def build_decoder(
         )
     if any(layer.rope == len(kinds) for layer in lazy_layers):
         ropes.append(Rotary(torch.empty(0, device=model.device)))  # rotates nothing
+    head: Any = nn.Identity()  # of a part: the model around projects, scales and caps
+    if language.whole:
+        head = _linear(model.lm_head, "lm_head") if export else model.lm_head
     return LazyDecoder(
         embed=_embedding(parts.embed, family) if export else parts.embed,
         layers=lazy_layers,
         norm=_norm(parts.norm, family, export),
-        lm_head=_linear(model.lm_head, "lm_head") if export else model.lm_head,
+        lm_head=head,
         ropes=list(ropes),
         position_embed=parts.positions,
         schedule=resolved,
         hidden_size=config.hidden_size,
         embed_scale=family.embed_scale(config),
-        logit_scale=family.logit_scale(config),
-        logit_softcap=getattr(config, "final_logit_softcapping", None) or 0.0,
+        logit_scale=family.logit_scale(config) if language.whole else 1.0,
+        logit_softcap=(getattr(config, "final_logit_softcapping", None) or 0.0)
+        if language.whole
+        else 0.0,
         checked=checked,
     )
 
 
-def taken_from(model: Any, family: Family) -> list[tuple[dict[str, Any], str, Any]]:
+def taken_from(model: Any) -> list[tuple[dict[str, Any], str, Any]]:
     """Everything that a decoder took from a model: (the owner's table, its name in it, the thing).
 
     A part that is no longer in its place has been replaced since the decoder was built.
     """
-    parts = parts_of_model(model, family)
-    taken = [(model._modules, "lm_head")]
+    language = language_of(model)
+    family, parts = language.family, parts_of(language)
+    taken = [(model._modules, "lm_head")] if language.whole else []
     in_base = family.base_children() - {family.layers_name}
-    taken += [(parts.base._modules, name) for name in in_base]
+    taken += [(language.base._modules, name) for name in in_base]
     if parts.rotary is not None:
         taken += [(parts.rotary._buffers, name) for name in parts.rotary._buffers]
     norms = [parts.norm]
@@ -165,7 +176,7 @@ def _rotary(rotary: Any, layer_type: str | None, attention: Any, family: Family)
     inv_freq = getattr(rotary, f"{prefix}inv_freq")
     rotated, head_dim = 2 * inv_freq.numel(), _head_dim(attention)
     if rotated > head_dim or (rotated < head_dim and not family.partial_rotary):
-        raise ValueError(
+        raise NotSupportedError(
             f"model: rotary embedding: expected all {head_dim} dimensions of a head rotated, "
             f"got {rotated}"
         )

@@ -38,6 +38,7 @@ class Plan:
     spec: StoreSpec
     schedule: PruningSchedule
     boundary_layers: tuple[int, ...]
+    min_tokens: int
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Plan:
         return self  # a copied cache still belongs to the same decoder
@@ -72,6 +73,9 @@ class LazyCache(Cache):
         self.generating = False
         self.progress: Callable[[Progress], object] | None = None  # of this generation's prompt
         self.turn: Turn | None = None
+        # Whether a refusal may leave this generation to transformers, and why it did.
+        self.may_fall_back = False
+        self.refused: str | None = None
 
     def copy(self) -> LazyCache:
         """A cache that goes on from here by itself, in memory of its own."""
@@ -83,14 +87,18 @@ class LazyCache(Cache):
     def report(self) -> Report:
         """What the latest turn of this conversation did, up to now.
 
+        Of a cache that was loaded and not used since, what it holds: `unknown` names the rest.
+
         Raises:
             ValueError: nothing has been computed yet, or the last call was interrupted.
         """
         self.check_usable()
-        if self.state is None or self.turn is None:
+        if self.state is None:
             raise ValueError("report: expected a cache that has been used, got an empty one")
-        plan = self.plan
-        return make_report(plan.schedule, plan.boundary_layers, plan.spec, self.state, self.turn)
+        plan, turn = self.plan, self.turn or Turn.unknown(self.state)
+        return make_report(
+            plan.schedule, plan.boundary_layers, plan.min_tokens, plan.spec, self.state, turn
+        )
 
     def kv_nbytes(self) -> int:
         """Bytes that stored keys and values take, spare room included."""

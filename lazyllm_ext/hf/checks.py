@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from .families import Family, family_of
-from .parts import parts_of_model
+from lazyllm_ext.errors import NotSupportedError
+
+from .modules import OwnForward
+from .parts import Language, language_of, parts_of
 
 # Rotary embeddings whose frequencies do not depend on the length of the sequence.
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
@@ -18,63 +20,68 @@ _LAYER_TYPES = ("full_attention", "sliding_attention")
 _OUTPUT_CAPTURING = "transformers.utils.output_capturing"
 
 
-def check_model(model: Any) -> Family:
-    """The family of a model that LazyLLM can run as it is.
+def check_model(model: Any) -> Language:
+    """The language model of a model that LazyLLM can run as it is.
 
     Raises:
         TypeError: not a transformers model.
-        ValueError: an unsupported family, class, mode, placement or modification.
+        NotSupportedError: an unsupported family, class, mode, placement or modification.
     """
-    family = family_of(model)
+    language = language_of(model)
+    family, config = language.family, language.config
     check_mode(model)
     _check_placement(model)
-    reason = family.refuse(model.config)
+    reason = family.refuse(config)
     if reason is not None:
-        raise ValueError(f"model: {reason}")
-    if getattr(model.config, "is_causal", True) is False:
-        raise ValueError("model: config.is_causal: expected True, got False")
-    _check_layer_types(model.config)
-    _check_structure(model, family)
+        raise NotSupportedError(f"model: {reason}")
+    if getattr(config, "is_causal", True) is False:
+        raise NotSupportedError("model: config.is_causal: expected True, got False")
+    _check_layer_types(config)
+    if language.whole:
+        _check_children(model, "model", {family.base, "lm_head"})
+    _check_structure(language)
     if family.rotary is not None:
-        _check_rope(getattr(model, family.base).rotary_emb)
-    return family
+        _check_rope(language.base.rotary_emb)
+    return language
 
 
 def check_mode(model: Any) -> None:
-    """Raises ValueError for a model in training mode or compiled in place."""
+    """Raises NotSupportedError for a model in training mode or compiled in place."""
     if model.training:
-        raise ValueError("model: expected inference mode, got training mode; call model.eval()")
+        raise NotSupportedError(
+            "model: expected inference mode, got training mode; call model.eval()"
+        )
     if getattr(model, "_compiled_call_impl", None) is not None:
-        raise ValueError(
+        raise NotSupportedError(
             "model: expected a model that is not compiled, got one after model.compile()"
         )
 
 
 def _check_placement(model: Any) -> None:
     if getattr(model, "_tp_size", None):
-        raise ValueError("model: expected an unsharded model, got a tensor-parallel one")
+        raise NotSupportedError("model: expected an unsharded model, got a tensor-parallel one")
     devices = {tensor.device for tensor in model.parameters()}
     if any(device.type == "meta" for device in devices):
-        raise ValueError("model: expected loaded weights, got weights on the meta device")
+        raise NotSupportedError("model: expected loaded weights, got weights on the meta device")
     if len(devices) > 1:
         got = ", ".join(sorted(str(device) for device in devices))
-        raise ValueError(f"model: expected all weights on one device, got {got}")
+        raise NotSupportedError(f"model: expected all weights on one device, got {got}")
     device = next(iter(devices))
     if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"model: expected a model on cpu or cuda, got {device.type}")
+        raise NotSupportedError(f"model: expected a model on cpu or cuda, got {device.type}")
     dtype = model.get_input_embeddings().weight.dtype
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        raise ValueError(f"model: expected float32, bfloat16 or float16 weights, got {dtype}")
+        raise NotSupportedError(
+            f"model: expected float32, bfloat16 or float16 weights, got {dtype}"
+        )
 
 
-def _check_structure(model: Any, family: Family) -> None:
+def _check_structure(language: Language) -> None:
     """The classes and children of everything that the decoder runs itself instead of calling."""
-    _check_children(model, "model", {family.base, "lm_head"})
-    where = f"model.{family.base}"
-    base = getattr(model, family.base)
+    family, base, where = language.family, language.base, language.where
     check_module(where, base, family.base_model)
     _check_children(base, where, family.base_children())
-    parts = parts_of_model(model, family)
+    parts = parts_of(language)
     check_module(f"{where}.{family.final_norm}", parts.norm, family.norm)
     if family.rotary is not None:
         check_module(f"{where}.rotary_emb", parts.rotary, family.rotary)
@@ -95,21 +102,24 @@ def _check_structure(model: Any, family: Family) -> None:
 
 
 def check_module(where: str, module: nn.Module, expected: type[nn.Module]) -> None:
-    """Raises ValueError unless the module is one of the family's own, running its own forward."""
+    """NotSupportedError unless the module is one of the family's, running its own forward."""
     if type(module) is not expected:
-        raise ValueError(f"{where}: expected {expected.__name__}, got {type(module).__name__}")
-    if "forward" in module.__dict__:
-        raise ValueError(
+        raise NotSupportedError(
+            f"{where}: expected {expected.__name__}, got {type(module).__name__}"
+        )
+    replaced = module.__dict__.get("forward")
+    if replaced is not None and not isinstance(replaced, OwnForward):
+        raise NotSupportedError(
             f"{where}: expected the forward of {expected.__name__}, got a replaced one"
         )
     if getattr(module, "gradient_checkpointing", False):
-        raise ValueError(f"{where}: expected no gradient checkpointing, got it enabled")
+        raise NotSupportedError(f"{where}: expected no gradient checkpointing, got it enabled")
     hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
     for hook in hooks:
         # transformers leaves these in place once hidden states were asked for; they only look on.
         if getattr(hook, "__module__", None) != _OUTPUT_CAPTURING:
             name = getattr(hook, "__qualname__", type(hook).__name__)
-            raise ValueError(
+            raise NotSupportedError(
                 f"{where}: expected no forward hook, got {name}: the module is not called, "
                 "so it would not run"
             )
@@ -119,7 +129,7 @@ def _check_children(module: nn.Module, where: str, expected: set[str]) -> None:
     # Dropout does nothing in inference mode.
     got = {name for name, child in module.named_children() if type(child) is not nn.Dropout}
     if got != expected:
-        raise ValueError(
+        raise NotSupportedError(
             f"{where}: expected the modules {', '.join(sorted(expected))}, "
             f"got {', '.join(sorted(got))}"
         )
@@ -128,7 +138,7 @@ def _check_children(module: nn.Module, where: str, expected: set[str]) -> None:
 def _check_layer_types(config: Any) -> None:
     for kind in set(getattr(config, "layer_types", None) or ()):
         if kind not in _LAYER_TYPES:
-            raise ValueError(
+            raise NotSupportedError(
                 f"model: config.layer_types: expected {' and '.join(_LAYER_TYPES)}, got {kind!r}"
             )
 
@@ -137,7 +147,7 @@ def _check_rope(rotary: Any) -> None:
     kinds = rotary.rope_type  # one for every type of layer, or for all
     for kind in kinds.values() if isinstance(kinds, dict) else [kinds]:
         if kind not in _ROPE_TYPES:
-            raise ValueError(
+            raise NotSupportedError(
                 f"model: rope_type: expected {', '.join(_ROPE_TYPES)}, got {kind!r}, "
                 "whose frequencies depend on the length or are not known"
             )

@@ -12,6 +12,7 @@ from transformers.cache_utils import DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from lazyllm_ext.decoder import LazyDecoder
+from lazyllm_ext.errors import NotSupportedError
 from lazyllm_ext.state import revived
 
 from .cache import CACHE_NAME, LazyCache, Plan
@@ -29,7 +30,8 @@ def usable_cache(past: Any, plan: Plan, known: Container[Plan]) -> LazyCache:
         known: the plans of this `apply`.
 
     Raises:
-        ValueError: any other cache, one of another `apply`, or one that is not complete.
+        NotSupportedError: another kind of cache, or tokens computed without LazyLLM.
+        ValueError: a cache of another `apply`, or one that is not complete.
     """
     if past is None:
         return LazyCache(plan)
@@ -44,11 +46,11 @@ def usable_cache(past: Any, plan: Plan, known: Container[Plan]) -> LazyCache:
         held = past.get_seq_length()
         if held == 0:
             return LazyCache(plan)
-        raise ValueError(
+        raise NotSupportedError(
             f"{CACHE_NAME}: expected a LazyCache or an empty DynamicCache, got a DynamicCache "
             f"that holds {held} tokens computed without LazyLLM"
         )
-    raise ValueError(
+    raise NotSupportedError(
         f"{CACHE_NAME}: expected a LazyCache or an empty DynamicCache, got {type(past).__name__}"
     )
 
@@ -69,7 +71,8 @@ def run(
         max_tokens: longest prompt with all that came before it; None for no limit.
 
     Raises:
-        ValueError, TypeError: before anything is computed, for arguments that do not fit.
+        ValueError: before anything is computed, for arguments that do not fit; NotSupportedError
+            for what transformers would run.
     """
     started = perf_counter()
     weight: Any = decoder.embed.weight
@@ -81,12 +84,25 @@ def run(
     if cache.state is not None and cache.batch_size != batch:
         raise ValueError(
             f"{name}: expected {cache.batch_size} sequences as in {CACHE_NAME}, got {batch}"
+            + _hint_at_beams(batch, cache.batch_size)
         )
     rows = find_rows(attention_mask, batch, columns, cache, weight.device)
     kept = _logits_kept(logits_to_keep, rows, decoder)
     positions = find_positions(position_ids, rows, cache, weight.device)
-    if columns > 1:
-        _check_length(rows, cache, max_tokens)
+    longest = _longest(rows, cache)
+    if decoder.learns_positions:
+        table: Any = decoder.position_embed
+        past_end = longest if position_ids is None else int(positions.max()) + 1
+        if past_end > table.num_embeddings:  # transformers cannot go on either
+            raise ValueError(
+                f"{name}: expected at most {table.num_embeddings} tokens, since the model learned "
+                f"so many positions, got {past_end}"
+            )
+    if columns > 1 and max_tokens is not None and longest > max_tokens:
+        raise NotSupportedError(
+            f"input_ids: expected at most {max_tokens} tokens (config.max_position_embeddings), "
+            f"got {longest}"
+        )
 
     hidden = rows.pack(tensor) if input_ids is None else decoder.embed_tokens(rows.pack(tensor))
     state = cache.state
@@ -147,36 +163,43 @@ def _the_input(
 
 def _logits_kept(asked: int | Tensor, rows: Rows, decoder: LazyDecoder) -> int:
     """For how many of the last new tokens logits are computed."""
-    if not isinstance(asked, int) or asked < 0:
-        raise ValueError(f"logits_to_keep: expected a number of last tokens, got {asked!r}")
+    if not isinstance(asked, int):
+        raise NotSupportedError(
+            f"logits_to_keep: expected a number of last tokens, got {type(asked).__name__}"
+        )
+    if asked < 0:
+        raise ValueError(f"logits_to_keep: expected a number of last tokens, got {asked}")
     kept = min(asked or rows.columns, rows.columns)
     if not decoder.boundaries:
         return kept
     if asked == 0 and rows.columns > 1:
-        raise ValueError(
+        raise NotSupportedError(
             "logits_to_keep: expected at least 1, since the schedule drops tokens before the last "
             f"layer, got 0 (all {rows.columns}); generate asks for 1"
         )
     # The same number of last tokens is protected in all sequences.
     shortest = min(rows.counts)
     if kept > max(shortest, decoder.window):
-        raise ValueError(
+        raise NotSupportedError(
             f"logits_to_keep: expected at most {max(shortest, decoder.window)}, since one sequence "
             f"has {shortest} new tokens and the schedule drops tokens, got {kept}"
         )
     return kept
 
 
-def _check_length(rows: Rows, cache: LazyCache, max_tokens: int | None) -> None:
-    if max_tokens is None:
-        return
+def _longest(rows: Rows, cache: LazyCache) -> int:
+    """Tokens of the longest sequence, those before and the new ones."""
     before = [0] * rows.batch if cache.state is None else cache.state.host_length
-    longest = max(old + new for old, new in zip(before, rows.counts, strict=True))
-    if longest > max_tokens:
-        raise ValueError(
-            f"input_ids: expected at most {max_tokens} tokens (config.max_position_embeddings), "
-            f"got {longest}"
-        )
+    return max(old + new for old, new in zip(before, rows.counts, strict=True))
+
+
+def _hint_at_beams(wanted: int, held: int) -> str:
+    if wanted <= held or wanted % held:
+        return ""
+    return (
+        f"; for beams or several answers to each, call {CACHE_NAME}.batch_repeat_interleave("
+        f"{wanted // held}) before"
+    )
 
 
 def output(logits: Tensor, cache: LazyCache | None, as_dict: bool) -> Any:

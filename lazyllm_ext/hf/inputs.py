@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lazyllm_ext.errors import NotSupportedError
+
 from .cache import CACHE_NAME, LazyCache
 
 
@@ -66,8 +68,8 @@ def find_rows(
         mask: [B, columns seen before + columns], 0 where there is no token; None: all hold one.
 
     Raises:
-        ValueError: a mask of another shape, one that contradicts what was computed before, or one
-            that leaves a sequence without a new token.
+        NotSupportedError: a mask that is no table, or leaves a sequence without a new token.
+        ValueError: a mask of another size, or one that contradicts what was computed before.
     """
     if mask is None:
         if cache.absent is not None and not cache.mask_follows:
@@ -79,7 +81,9 @@ def find_rows(
     total = cache.columns + columns
     if not isinstance(mask, Tensor) or mask.dim() != 2:
         got = f"{mask.dim()} dimensions" if isinstance(mask, Tensor) else type(mask).__name__
-        raise ValueError(f"attention_mask: expected 2 dimensions [batch, columns], got {got}")
+        raise NotSupportedError(
+            f"attention_mask: expected 2 dimensions [batch, columns], got {got}"
+        )
     if tuple(mask.shape) != (batch, total):
         raise ValueError(
             f"attention_mask: expected shape [{batch}, {total}] ({cache.columns} columns before, "
@@ -93,7 +97,7 @@ def find_rows(
     counts = new.sum(dim=1).tolist()
     for sequence, count in enumerate(counts):
         if count == 0:
-            raise ValueError(
+            raise NotSupportedError(
                 f"attention_mask: expected a new token in every sequence, got none in {sequence}"
             )
     full = all(count == columns for count in counts)

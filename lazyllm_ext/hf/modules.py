@@ -1,5 +1,7 @@
 """Modules around a model's own modules and parameters, scriptable ones for export."""
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +17,17 @@ _ACTIVATIONS = {
     "gelu_pytorch_tanh": nn.GELU(approximate="tanh"),
     "relu": nn.ReLU(),
 }
+
+
+class OwnForward:
+    """What stands in for a forward on an instance, with the signature that others look at."""
+
+    def __init__(self, method: Callable[..., Any], original: Callable[..., Any]):
+        self.method = method
+        self.__signature__ = inspect.signature(original)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.method(*args, **kwargs)
 
 
 class GatedMLP(nn.Module):

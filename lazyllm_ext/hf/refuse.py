@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from transformers.generation.configuration_utils import GenerationConfig, GenerationMode
 
+from lazyllm_ext.errors import NotSupportedError
+
 from .cache import CACHE_NAME
 
 _MODES = (
@@ -23,6 +25,17 @@ _SUPPORTED_MODES = (
     "lookup, with the cache it makes itself"
 )
 
+_SERVED = (
+    "input_ids",
+    "inputs_embeds",
+    "attention_mask",
+    "position_ids",
+    CACHE_NAME,
+    "use_cache",
+    "logits_to_keep",
+    "return_dict",
+)
+
 # Arguments of forward that may be given as long as they ask for nothing.
 _NEVER = {
     "labels": "LazyLLM drops tokens, so there is no loss",
@@ -32,52 +45,49 @@ _NEVER = {
 
 
 def refuse_forward_arguments(arguments: Mapping[str, Any]) -> None:
-    """Raises ValueError for an argument of forward that LazyLLM cannot serve."""
+    """Raises NotSupportedError for an argument of forward that LazyLLM cannot serve."""
     for name, reason in _NEVER.items():
         value = arguments.get(name)
         if value is not None and value is not False:
-            raise ValueError(f"{name}: not supported: {reason}")
+            raise NotSupportedError(f"{name}: not supported: {reason}")
     types = arguments.get("token_type_ids")
     if types is not None and bool((types != 0).any()):
-        raise ValueError("token_type_ids: expected text only (zeros), got other types")
+        raise NotSupportedError("token_type_ids: expected text only (zeros), got other types")
     embeds = arguments.get("inputs_embeds")
     if embeds is not None and embeds.requires_grad and torch.is_grad_enabled():
-        raise ValueError(
+        raise NotSupportedError(
             "inputs_embeds: expected no gradient to be asked for, got requires_grad; LazyLLM is "
             "for inference only"
         )
 
 
 def refuse_unknown_arguments(arguments: Mapping[str, Any]) -> None:
-    """Raises ValueError for a keyword of forward that would have no effect."""
+    """Raises NotSupportedError for a keyword of forward that would have no effect."""
     for name, value in arguments.items():
-        if name in _NEVER or name == "token_type_ids" or value is None or value is False:
-            continue
-        raise ValueError(
-            f"{name}: not supported; expected input_ids or inputs_embeds, attention_mask, "
-            f"position_ids, {CACHE_NAME}, use_cache, logits_to_keep, return_dict"
-        )
+        served = name in _SERVED or name in _NEVER or name == "token_type_ids"
+        if not served and value is not None and value is not False:
+            raise NotSupportedError(f"{name}: not supported; expected {', '.join(_SERVED)}")
 
 
 def refuse_generate_arguments(arguments: Mapping[str, Any]) -> None:
-    """Raises ValueError for an argument of generate that leads away from its own sampling loop."""
+    """NotSupportedError for an argument of generate that leads away from its own sampling loop."""
     for name in ("custom_generate", "negative_prompt_ids"):
         if arguments.get(name) is not None:
-            raise ValueError(f"{name}: not supported; {_SUPPORTED_MODES}")
+            raise NotSupportedError(f"{name}: not supported; {_SUPPORTED_MODES}")
     assistant = arguments.get("assistant_model")
     if "generate" in getattr(assistant, "__dict__", {}):
-        raise ValueError(
+        raise NotSupportedError(
             "assistant_model: expected a model of its own without LazyLLM, got one with a generate "
             "that was replaced"
         )
     if arguments.get("cache_implementation") == "paged":
-        raise ValueError(f"cache_implementation='paged': not supported; {_SUPPORTED_MODES}")
+        raise NotSupportedError(f"cache_implementation='paged': not supported; {_SUPPORTED_MODES}")
 
 
 def refuse_generation(mode: GenerationMode, config: GenerationConfig) -> None:
-    """Raises ValueError for a generation mode or option that LazyLLM does not support."""
+    """Raises NotSupportedError for a generation mode or option that LazyLLM does not support."""
     if mode not in _MODES:
-        raise ValueError(f"generate: {mode.value} is not supported; {_SUPPORTED_MODES}")
+        raise NotSupportedError(f"generate: {mode.value} is not supported; {_SUPPORTED_MODES}")
     options = {
         "cache_implementation": config.cache_implementation not in (None, "dynamic"),
         "use_cache": config.use_cache is False,
@@ -92,11 +102,13 @@ def refuse_generation(mode: GenerationMode, config: GenerationConfig) -> None:
     for name, refused in options.items():
         if refused:
             value = getattr(config, name)
-            raise ValueError(f"generate: {name}={value!r} is not supported; {_SUPPORTED_MODES}")
+            raise NotSupportedError(
+                f"generate: {name}={value!r} is not supported; {_SUPPORTED_MODES}"
+            )
 
 
 def refuse_turn(arguments: Mapping[str, Any], columns: int) -> None:
-    """Raises ValueError for inputs that do not go on from a cache of so many columns.
+    """Raises NotSupportedError for inputs that do not go on from a cache of so many columns.
 
     transformers would cut such inputs at a wrong place.
     """
@@ -107,14 +119,14 @@ def refuse_turn(arguments: Mapping[str, Any], columns: int) -> None:
             continue
         if name != "inputs_embeds" and mask is not None and mask.size(1) != given.size(1):
             continue
-        raise ValueError(
+        raise NotSupportedError(
             f"{name}: expected the whole conversation, longer than the {columns} columns that "
             f"{CACHE_NAME} holds, got {given.size(1)} columns"
         )
 
 
 def refuse_drafts_of_turn(arguments: Mapping[str, Any], config: Any, columns: int) -> None:
-    """Raises ValueError for drafts that would go on from a cache of so many columns.
+    """Raises NotSupportedError for drafts that would go on from a cache of so many columns.
 
     transformers feeds the whole conversation to the first draft's check, the cached part as well.
     """
@@ -127,17 +139,17 @@ def refuse_drafts_of_turn(arguments: Mapping[str, Any], config: Any, columns: in
         ("prompt_lookup_num_tokens", lookup),
     ):
         if given:
-            raise ValueError(
+            raise NotSupportedError(
                 f"{name}: drafts do not go on from a cache: transformers would read its {columns} "
                 f"columns again; leave out {name} or {CACHE_NAME}"
             )
 
 
 def refuse_context(name: str, given: Tensor, device: torch.device) -> None:
-    """Raises ValueError where a forward's input or its surroundings do not fit the model."""
+    """Raises ValueError for an input on another device, NotSupportedError under autocast."""
     if given.device != device:
         raise ValueError(f"{name}: expected a tensor on {device}, got one on {given.device}")
     if torch.is_autocast_enabled(device.type):
-        raise ValueError(
+        raise NotSupportedError(
             "torch.autocast: not supported; load the model in the dtype it shall compute in"
         )

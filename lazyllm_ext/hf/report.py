@@ -20,12 +20,23 @@ from lazyllm_ext.state import (
     revived,
 )
 
+# What a report does not know of a cache that was loaded.
+_OF_A_TURN = (
+    "prompt_tokens",
+    "generated_tokens",
+    "ttft_seconds",
+    "decode_seconds",
+    "decode_seconds_per_token",
+    "decode_tokens_per_second",
+    "revived_per_boundary",
+)
+
 
 @dataclass
 class Turn:
     """Clock and counters of a prompt and the tokens generated after it."""
 
-    started: float
+    started: float | None  # None: in another process
     cached_tokens: list[int]  # n of each sequence before the prompt
     revived: list[int]  # per boundary, before the prompt
     context_tokens: list[int] = field(default_factory=list)  # n of each sequence with the prompt
@@ -34,6 +45,12 @@ class Turn:
     prompt_done: float = 0.0
     steps: int = 0  # calls after the prompt
     last_done: float = 0.0
+
+    @staticmethod
+    def unknown(state: LazyState) -> Turn:
+        """Stands for what filled a state that was loaded: all its tokens were there before."""
+        lengths = list(state.host_length)
+        return Turn(None, lengths, revived(state), lengths, list(state.finished))
 
     def end_prompt(self, state: LazyState, drafted: int) -> None:
         """The prompt is computed, and after it so many tokens that only may be generated ones."""
@@ -92,6 +109,8 @@ class Report:
     Attributes:
         schedule: the schedule as JSON writes it.
         boundary_layers: the layers in which it dropped tokens.
+        min_tokens: shorter contexts are not pruned; what was found where the schedule says "auto"
+            (2,147,483,647 if dropping was not sooner at any length that was tried).
         sequences: size of the batch.
         prompt_tokens: new tokens of the prompt.
         cached_tokens: tokens that the cache held before the prompt.
@@ -111,16 +130,21 @@ class Report:
         kv_bytes, aux_bytes: memory of the stores, spare room included.
         dense_kv_bytes: what a dense cache needs for the same tokens, padding excluded.
         per_sequence: what can be said of every sequence by itself.
+        unknown: the fields that nobody could count, and that are 0 or None. Of a cache that was
+            loaded and not used since, all tokens are cached ones.
+        refused: why transformers computed the dense model instead (`on_error="dense"`). Then
+            LazyLLM did nothing: its counts are 0 and its times None.
     """
 
     schedule: dict[str, Any]
     boundary_layers: list[int]
+    min_tokens: int
     sequences: int
     prompt_tokens: int
     cached_tokens: int
     generated_tokens: int
-    ttft_seconds: float
-    decode_seconds: float
+    ttft_seconds: float | None
+    decode_seconds: float | None
     decode_seconds_per_token: float | None
     decode_tokens_per_second: float | None
     tokens_total: int
@@ -132,6 +156,8 @@ class Report:
     aux_bytes: int
     dense_kv_bytes: int
     per_sequence: list[SequenceReport]
+    unknown: list[str] = field(default_factory=list)
+    refused: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and dicts."""
@@ -151,6 +177,7 @@ class Report:
 def make_report(
     schedule: PruningSchedule,
     boundary_layers: tuple[int, ...],
+    min_tokens: int,
     spec: StoreSpec,
     state: LazyState,
     turn: Turn,
@@ -165,19 +192,26 @@ def make_report(
         _percent(spec, [counts[b] for counts in of_context], turn.finished[b], context_of_b)
         for b, context_of_b in enumerate(turn.context_tokens)
     ]
-    decode_seconds = turn.last_done - turn.prompt_done
+    ttft_seconds = decode_seconds = None
+    if turn.started is not None:
+        ttft_seconds = turn.prompt_done - turn.started
+        decode_seconds = turn.last_done - turn.prompt_done
     later = sum(state.host_length) - context  # generated and computed, after the prompt
+    first = int(turn.started is not None)  # the token that the prompt gave
     return Report(
         schedule=schedule.to_dict(),
         boundary_layers=list(boundary_layers),
+        min_tokens=min_tokens,
         sequences=sequences,
         prompt_tokens=context - sum(turn.cached_tokens),
         cached_tokens=sum(turn.cached_tokens),
-        generated_tokens=later + sequences,
-        ttft_seconds=turn.prompt_done - turn.started,
+        generated_tokens=later + first * sequences,
+        ttft_seconds=ttft_seconds,
         decode_seconds=decode_seconds,
-        decode_seconds_per_token=decode_seconds * sequences / later if later else None,
-        decode_tokens_per_second=later / decode_seconds if later else None,
+        decode_seconds_per_token=decode_seconds * sequences / later
+        if decode_seconds is not None and later
+        else None,
+        decode_tokens_per_second=later / decode_seconds if decode_seconds and later else None,
         tokens_total=sum(state.host_length),
         tokens_per_stage=per_stage,
         tokens_per_layer=_per_layer(spec, per_stage, sum(state.finished)),
@@ -194,13 +228,41 @@ def make_report(
             SequenceReport(
                 prompt_tokens=turn.context_tokens[b] - turn.cached_tokens[b],
                 cached_tokens=turn.cached_tokens[b],
-                generated_tokens=length - turn.context_tokens[b] + 1,
+                generated_tokens=length - turn.context_tokens[b] + first,
                 tokens_total=length,
                 tokens_per_stage=[counts[b] for counts in stages],
                 prompt_computed_percent=percents[b],
             )
             for b, length in enumerate(state.host_length)
         ],
+        unknown=[] if turn.started is not None else list(_OF_A_TURN),
+    )
+
+
+def refused_report(reason: str) -> Report:
+    """The report of what transformers computed instead."""
+    return Report(
+        schedule=PruningSchedule().to_dict(),
+        boundary_layers=[],
+        min_tokens=0,
+        sequences=0,
+        prompt_tokens=0,
+        cached_tokens=0,
+        generated_tokens=0,
+        ttft_seconds=None,
+        decode_seconds=None,
+        decode_seconds_per_token=None,
+        decode_tokens_per_second=None,
+        tokens_total=0,
+        tokens_per_stage=[],
+        tokens_per_layer=[],
+        prompt_computed_percent=0.0,
+        revived_per_boundary=[],
+        kv_bytes=0,
+        aux_bytes=0,
+        dense_kv_bytes=0,
+        per_sequence=[],
+        refused=reason,
     )
 
 

@@ -88,21 +88,30 @@ def load(
                 name: file.get_tensor(name) for name in file.offset_keys()
             }
     except SafetensorError as error:
-        raise ValueError(f"{where}: expected a saved prefill, got another file: {error}") from error
+        raise ValueError(
+            f"{where}: expected a saved prefill, got a damaged one or another file: {error}"
+        ) from error
     cache = LazyCache(plan)
     cache.absent = tensors.pop("absent", None)
     try:
         cache.state = from_tensors(plan.spec, tensors)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+    except (ValueError, IndexError, RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"{where}: expected a saved prefill, got a damaged one: {error}"
+        ) from error
     got = cache.state.keys[0].dtype
     if got != dtype:
         raise ValueError(f"{where}: expected {dtype}, got {got}")
     cache.columns = int(metadata["columns"])
     lengths = cache.state.host_length
-    if cache.columns < max(lengths) or (
-        cache.absent is not None and cache.absent.size(0) != len(lengths)
-    ):
+    absent = cache.absent
+    fits = absent is None or (
+        absent.dtype == torch.bool
+        and absent.dim() == 2
+        and absent.size(0) == len(lengths)
+        and absent.size(1) <= cache.columns
+    )
+    if cache.columns < max(lengths) or not fits:
         raise ValueError(f"{where}: expected a saved prefill, got a damaged one")
     return cache
 
@@ -125,7 +134,14 @@ def _check(where: str, metadata: dict[str, str], plan: Plan, model: str) -> None
             f"{where}: expected a prefill of this model ({model}), got one of another model or of "
             f"other weights ({metadata['model']})"
         )
-    got = json.loads(metadata["schedule"])
+    try:
+        got = json.loads(metadata["schedule"])
+        if not isinstance(got, dict):
+            raise ValueError("its schedule is no object")
+    except ValueError as error:
+        raise ValueError(
+            f"{where}: expected a saved prefill, got a damaged one: {error}"
+        ) from error
     expected = json.loads(json.dumps(_rules(plan)))
     if got != expected:
         different = [name for name in expected if got.get(name) != expected[name]]

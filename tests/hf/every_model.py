@@ -19,6 +19,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 import lazyllm_ext
 from lazyllm_ext.hf import SUPPORTED
+from lazyllm_ext.hf.families import WRAPPERS
 from lazyllm_ext.schedule import Boundary, PruningSchedule
 
 from .tiny import assert_same_generation, generate, left_padded
@@ -34,7 +35,8 @@ HERE = sorted(
     for kind in EVERY_TYPE
     if CONFIG_MAPPING[kind].model_type in SUPPORTED and kind not in REFUSED_HERE
 )
-REFUSED = sorted({*EVERY_TYPE} - {*HERE, *REFUSED_HERE})
+WITH_IMAGES = sorted(kind for kind in EVERY_TYPE if kind in WRAPPERS)  # test_images.py has them
+REFUSED = sorted({*EVERY_TYPE} - {*HERE, *REFUSED_HERE, *WITH_IMAGES})
 
 _SLIDING = {"sliding_window": 7, "layer_types": ["sliding_attention", "full_attention"] * 2}
 _ROPES = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import lazyllm_ext
+from lazyllm_ext.cost import prefill_operations
 
-from .tiny import PRUNING, assert_same_generation, generate, keep_all, tiny_model
+from .tiny import PRUNING, assert_same_generation, generate, keep_all, left_padded, tiny_model
 
 
 class TestAdapters:
@@ -63,6 +65,86 @@ def test_int8_weights(name: str, ids: Tensor) -> None:
     assert not torch.equal(expected.logits[0], generate(tiny_model(name), input_ids=ids).logits[0])
     lazyllm_ext.apply(model, keep_all(model))
     assert_same_generation(generate(model, input_ids=ids), expected)
+
+
+def _quantized(model: nn.Module, kind: str) -> nn.Module:
+    """The same model with weights of optimum-quanto or bitsandbytes, but for the output head."""
+    if kind.startswith("quanto"):
+        quanto = pytest.importorskip(
+            "optimum.quanto", reason="an optional companion: pip install optimum-quanto"
+        )
+        quanto.quantize(model, weights=kind.split()[1], exclude="lm_head")
+        quanto.freeze(model)
+        return model
+    bitsandbytes = pytest.importorskip(
+        "bitsandbytes", reason="an optional companion: pip install bitsandbytes"
+    )
+
+    def make(linear: nn.Linear) -> nn.Module:
+        sizes = (linear.in_features, linear.out_features, linear.bias is not None)
+        made: Any
+        if kind == "bitsandbytes int8":
+            made = bitsandbytes.nn.Linear8bitLt(*sizes, has_fp16_weights=False, threshold=6.0)
+        else:
+            made = bitsandbytes.nn.Linear4bit(*sizes, torch.float32, quant_type=kind.split()[1])
+        made.load_state_dict(linear.state_dict())
+        return made.to("cpu")
+
+    for layer in model.model.layers:
+        for owner in (layer.self_attn, layer.mlp):
+            for name, child in list(owner.named_children()):
+                if isinstance(child, nn.Linear):
+                    setattr(owner, name, make(child))
+    return model
+
+
+QUANTIZED = ["quanto qint8", "quanto qint4", "bitsandbytes int8", "bitsandbytes nf4"]
+
+
+@pytest.mark.parametrize("kind", QUANTIZED)
+@pytest.mark.parametrize("name", ["llama", "gemma3", "qwen2"])
+def test_quantized_weights(name: str, kind: str, ids: Tensor) -> None:
+    """They compute something else than float32, and LazyLLM computes the same."""
+    model = _quantized(tiny_model(name), kind)
+    expected = generate(model, input_ids=ids)
+    plain = generate(tiny_model(name), input_ids=ids)
+    assert float((expected.logits[0] - plain.logits[0]).abs().max()) > 0.05
+    with lazyllm_ext.apply(model, keep_all(model)):
+        assert_same_generation(generate(model, input_ids=ids), expected)
+        together = generate(model, **left_padded([ids[0], ids[1, :5]])).logits
+        alone = generate(model, input_ids=ids[1:2, :5]).logits
+        for ours, theirs in zip(together, alone, strict=True):
+            torch.testing.assert_close(ours[1], theirs[0], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind", QUANTIZED)
+def test_quantized_weights_of_a_pruned_run(kind: str, ids: Tensor, tmp_path: Path) -> None:
+    """A prefill is saved and found again; other weights are told apart; operations are Llama's."""
+    model = _quantized(tiny_model("llama"), kind)
+    lazy = lazyllm_ext.apply(model, PRUNING)
+    cache = lazy.prefill(ids)
+    lazy.save(cache, tmp_path / "x")
+    more = torch.cat([ids, ids[:, :4]], dim=1)
+    got, again = (
+        generate(model, input_ids=more, past_key_values=past)
+        for past in (cache.copy(), lazy.load(tmp_path / "x"))
+    )
+    assert_same_generation(again, got, tolerance=0)
+    assert lazy.report().tokens_per_stage[2] < lazy.report().tokens_total
+    plain = lazyllm_ext.apply(tiny_model("llama"), PRUNING)
+    with pytest.raises(ValueError, match="expected a prefill of this model"):
+        plain.load(tmp_path / "x")
+    active = [torch.arange(8), torch.arange(4)]
+    assert prefill_operations(lazy.decoder, 13, active) == prefill_operations(
+        plain.decoder, 13, active
+    )
+
+
+@pytest.mark.parametrize("kind", QUANTIZED)
+def test_quantized_weights_are_not_exported(kind: str) -> None:
+    model = _quantized(tiny_model("llama"), kind)
+    with pytest.raises(ValueError, match="use weights that are not quantized"):
+        lazyllm_ext.LazyDecoder.from_model(model, "dense", export=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -132,7 +132,7 @@ def test_not_for_a_plain_model(lazy: Any, ids: Tensor) -> None:
 
 
 def test_report_of_an_unused_cache(lazy: Any) -> None:
-    cache = LazyCache(lazy._plan)
+    cache = lazy.new_cache()
     with pytest.raises(ValueError, match="got an empty one"):
         cache.report()
     cache.reorder_cache(torch.tensor([0]))

@@ -53,7 +53,7 @@ class TestSchedules:
         model(ids[:, :1], past_key_values=caches[0])  # its decoder is there as long as it is
         caches.clear()
         gc.collect()
-        assert len(lazy._decoders) == 17
+        assert len(lazy._plans.decoders) == 17
 
     def test_foreign_modules_are_refused_before_a_decoder_is_made(
         self, model: nn.Module, ids: Tensor

@@ -87,6 +87,57 @@ def test_after_turns_and_crops(model: nn.Module, ids: Tensor, tmp_path: Path) ->
     assert torch.equal(got, expected)
 
 
+class TestReport:
+    def test_what_a_loaded_cache_holds(self, model: nn.Module, ids: Tensor, tmp_path: Path) -> None:
+        lazy = lazyllm_ext.apply(model, PRUNING)
+        cache = lazy.prefill(**left_padded([ids[0], ids[1, :5]]))
+        lazy.save(cache, tmp_path / "x")
+        loaded, before = lazy.load(tmp_path / "x").report(), cache.report()
+        assert before.unknown == []
+        for name in loaded.unknown:
+            assert not any(getattr(loaded, name) or [])
+        assert {"ttft_seconds", "prompt_tokens", "generated_tokens"} <= {*loaded.unknown}
+        assert (loaded.ttft_seconds, loaded.decode_seconds) == (None, None)
+        assert (loaded.cached_tokens, loaded.prompt_tokens, loaded.generated_tokens) == (18, 0, 0)
+        assert [one.cached_tokens for one in loaded.per_sequence] == [13, 5]
+        same = {
+            "sequences", "tokens_total", "tokens_per_stage", "tokens_per_layer", "dense_kv_bytes",
+            "prompt_computed_percent", "boundary_layers", "schedule",
+        }  # fmt: skip
+        for name in same:
+            assert getattr(loaded, name) == getattr(before, name), name
+        assert lazyllm_ext.Report.from_dict(loaded.to_dict()) == loaded
+
+    def test_once_it_is_used(self, model: nn.Module, ids: Tensor, tmp_path: Path) -> None:
+        lazy = lazyllm_ext.apply(model, PRUNING)
+        lazy.save(lazy.prefill(ids[:1]), tmp_path / "x")
+        cache = lazy.load(tmp_path / "x")
+        generate(model, input_ids=torch.cat([ids, ids[:, :4]], dim=1)[:1], past_key_values=cache)
+        report = lazy.report()
+        assert report.unknown == []
+        assert (report.cached_tokens, report.prompt_tokens, report.generated_tokens) == (13, 4, 8)
+        assert report.ttft_seconds is not None
+
+    def test_of_nothing(self, model: nn.Module) -> None:
+        with pytest.raises(ValueError, match="a cache that has been used, got an empty one"):
+            lazyllm_ext.apply(model, PRUNING).new_cache().report()
+
+
+class TestBeams:
+    @pytest.mark.parametrize("way", [{"num_beams": 3}, {"do_sample": True, "top_k": 1}])
+    def test_each_beam_is_a_sequence(self, model: nn.Module, ids: Tensor, way: Any) -> None:
+        lazy = lazyllm_ext.apply(model, keep_all(model))
+        cache = lazy.prefill(ids[:2])
+        asked = torch.cat([ids[:2], torch.tensor([[11, 12, 13]] * 2)], dim=1)
+        several = {**way, "num_return_sequences": 3}
+        message = r"; for beams or several answers to each, call \w+\.batch_repeat_interleave\(3\)"
+        with pytest.raises(ValueError, match=rf"expected 2 sequences .* got 6{message} before"):
+            generate(model, input_ids=asked, past_key_values=cache.copy(), **several)
+        cache.batch_repeat_interleave(3)
+        got = generate(model, input_ids=asked, past_key_values=cache, **several)
+        assert_same_generation(got, generate(model, input_ids=asked, **several))
+
+
 class TestRefused:
     @pytest.fixture
     def lazy(self, model: nn.Module) -> Any:
@@ -124,7 +175,7 @@ class TestRefused:
             lazy.load(tmp_path / "none.safetensors")
         text = tmp_path / "text"
         text.write_text("not tensors at all")
-        with pytest.raises(ValueError, match="got another file"):
+        with pytest.raises(ValueError, match="or another file"):
             lazy.load(text)
         save_file({"a": torch.zeros(2)}, tmp_path / "weights.safetensors")
         with pytest.raises(ValueError, match="got another file"):
@@ -152,6 +203,48 @@ class TestRefused:
             tensors[name] = change(whole).contiguous()
         save_file(tensors, path, metadata)
         with pytest.raises(ValueError, match=message):
+            lazy.load(path)
+
+    def test_a_damaged_header(self, lazy: Any, path: Path) -> None:
+        """One byte of it, wherever: the usual error, or the file is still right."""
+        raw = path.read_bytes()
+        size = 8 + int.from_bytes(raw[:8], "little")
+        generator = torch.Generator().manual_seed(6)
+        said = set()
+        for place in torch.randint(size, (400,), generator=generator).tolist():
+            for byte in (raw[place] ^ 1, ord("x"), ord("{")):
+                path.write_bytes(raw[:place] + bytes([byte]) + raw[place + 1 :])
+                try:
+                    lazy.load(path)
+                except ValueError as error:
+                    said.add(str(error))
+        assert len(said) > 100
+        assert all(sentence.startswith(f"path: {path}: expected ") for sentence in said)
+
+    @pytest.mark.parametrize("end", [0, 3, 8, 100, -1])
+    def test_a_file_that_is_cut_off(self, lazy: Any, path: Path, end: int) -> None:
+        path.write_bytes(path.read_bytes()[:end])
+        with pytest.raises(ValueError, match="expected a saved prefill, got a damaged one or ano"):
+            lazy.load(path)
+
+    @pytest.mark.parametrize("schedule", ["{", "3", "[]"])
+    def test_a_damaged_schedule(self, lazy: Any, path: Path, schedule: str) -> None:
+        tensors = load_file(path)
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+        save_file(tensors, path, {**metadata, "schedule": schedule})
+        with pytest.raises(ValueError, match="expected a saved prefill, got a damaged one"):
+            lazy.load(path)
+
+    @pytest.mark.parametrize(
+        "absent", [torch.zeros(()), torch.zeros(3, 13), torch.zeros(3, 14, dtype=torch.bool)]
+    )
+    def test_a_damaged_mask(self, lazy: Any, path: Path, absent: Tensor) -> None:
+        tensors = load_file(path)
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+        save_file({**tensors, "absent": absent}, path, metadata)
+        with pytest.raises(ValueError, match="expected a saved prefill, got a damaged one"):
             lazy.load(path)
 
     def test_caches(self, lazy: Any, ids: Tensor, tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ _RECURRENT = "recurrent or linear-attention layers hold a state that no token ca
 _SPARSE = "attention that selects its own tokens is not supported"
 _ENCODER = "an encoder, or a decoder that attends to one"
 _LEARNED = "positions or layers that are not described"
+_AXES = "rotary positions of several axes (mrope) are not supported"
+_BOTH_WAYS = "images whose tokens attend to each other both ways are not supported"
 _SHARED = "layers that share keys and values are not supported"
 
 REASONS: dict[str, str] = {
@@ -95,7 +97,26 @@ REASONS: dict[str, str] = {
     ),
     **dict.fromkeys(("biogpt", "ctrl", "gpt_neo", "openai-gpt", "opt", "xglm"), _LEARNED),
     **dict.fromkeys(("gemma3n", "gemma3n_text", "gemma4", "gemma4_text"), _SHARED),
-    "gemma3": "with images; load its text as Gemma3ForCausalLM",
+    **dict.fromkeys(
+        (
+            "ernie4_5_vl_moe",
+            "glm4v",
+            "glm4v_moe",
+            "glm46v",
+            "glm_ocr",
+            "paddleocr_vl",
+            "qwen2_5_omni",
+            "qwen2_5_vl",
+            "qwen2_vl",
+            "qwen3_omni_moe",
+            "qwen3_vl",
+            "qwen3_vl_moe",
+            "video_llama_3",
+        ),
+        _AXES,
+    ),
+    "paligemma": _BOTH_WAYS,
+    "gemma3": f"{_BOTH_WAYS}; load its text as Gemma3ForCausalLM",
     "nanochat": "its embeddings are normed and its rotation runs the other way",
     "diffllama": "the difference of two attentions is not supported",
 }
