@@ -17,7 +17,7 @@ from lazyllm_ext.decoder import LazyDecoder
 from lazyllm_ext.schedule import PruningSchedule
 
 from .build import build_decoder, taken_from
-from .cache import CACHE_NAME, LazyCache, Plan
+from .cache import LazyCache, Plan
 from .checks import check_mode
 from .families import family_of
 from .forward import output, run, usable_cache
@@ -32,6 +32,7 @@ from .refuse import (
 )
 from .report import Report
 from .saved import load, model_fingerprint, save
+from .versions import CACHE_NAME
 
 # Decoders of single calls' schedules that are kept for further calls.
 _LAST_PLANS = 16

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .cache import CACHE_NAME, LazyCache
+from .cache import LazyCache
+from .versions import CACHE_NAME
 
 
 @dataclass(frozen=True)
