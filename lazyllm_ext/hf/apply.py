@@ -18,10 +18,11 @@ from lazyllm_ext.schedule import PruningSchedule
 
 from .build import build_decoder, taken_from
 from .cache import LazyCache, Plan
-from .checks import check_mode
+from .checks import check_mode, check_placement
 from .families import family_of
 from .forward import output, run, usable_cache
 from .progress import tell_watcher
+from .ranks import refuse_ranks
 from .refuse import (
     refuse_drafts_of_turn,
     refuse_forward_arguments,
@@ -88,6 +89,7 @@ class Lazy:
 
     def __init__(self, model: Any, schedule: Any, *, checked: bool = False):
         family = family_of(model)
+        check_placement(model)  # first: accelerate replaces forwards to move what is spread out
         for name in _REPLACED:
             owner = getattr(model.__dict__.get(name), "__self__", None)
             if isinstance(owner, Lazy):
@@ -212,9 +214,11 @@ class Lazy:
         """Write a cache of this model to a safetensors file, for `load`.
 
         Raises:
-            ValueError: a cache of another `apply`, an empty one, or one that is not complete.
+            ValueError: a cache of another `apply`, an empty one, one that is not complete, or one
+                that is divided over processes.
             OSError: the file cannot be written.
         """
+        refuse_ranks(self.model, "save")
         usable = usable_cache(cache, self._plan, self._decoders)
         save(usable, model_fingerprint(self.model, self.decoder), path)
 
@@ -229,6 +233,7 @@ class Lazy:
             ValueError: another kind of file, or one of another model, other weights, another
                 schedule or dtype.
         """
+        refuse_ranks(self.model, "load")
         weight = self.model.get_input_embeddings().weight
         model = model_fingerprint(self.model, self.decoder)
         plan = self._plan_for(lazy_schedule)

@@ -9,6 +9,8 @@ from torch import nn
 
 from .families import Family, family_of
 from .parts import parts_of_model
+from .ranks import check_ranks
+from .versions import only_sums_gradients
 
 # Rotary embeddings whose frequencies do not depend on the length of the sequence.
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
@@ -27,7 +29,7 @@ def check_model(model: Any) -> Family:
     """
     family = family_of(model)
     check_mode(model)
-    _check_placement(model)
+    check_placement(model)
     reason = family.refuse(model.config)
     if reason is not None:
         raise ValueError(f"model: {reason}")
@@ -35,6 +37,7 @@ def check_model(model: Any) -> Family:
         raise ValueError("model: config.is_causal: expected True, got False")
     _check_layer_types(model.config)
     _check_structure(model, family)
+    check_ranks(model, family)
     if family.rotary is not None:
         _check_rope(getattr(model, family.base).rotary_emb)
     return family
@@ -50,9 +53,15 @@ def check_mode(model: Any) -> None:
         )
 
 
-def _check_placement(model: Any) -> None:
-    if getattr(model, "_tp_size", None):
-        raise ValueError("model: expected an unsharded model, got a tensor-parallel one")
+def check_placement(model: Any) -> None:
+    """Raises ValueError for weights that are not all on one device of a kind that is supported."""
+    placed = sorted(
+        {str(device) for device in (getattr(model, "hf_device_map", None) or {}).values()}
+    )
+    if len(placed) > 1:
+        raise ValueError(
+            f"model: expected all of it on one device, got a device_map over {', '.join(placed)}"
+        )
     devices = {tensor.device for tensor in model.parameters()}
     if any(device.type == "meta" for device in devices):
         raise ValueError("model: expected loaded weights, got weights on the meta device")
@@ -98,7 +107,7 @@ def check_module(where: str, module: nn.Module, expected: type[nn.Module]) -> No
     """Raises ValueError unless the module is one of the family's own, running its own forward."""
     if type(module) is not expected:
         raise ValueError(f"{where}: expected {expected.__name__}, got {type(module).__name__}")
-    if "forward" in module.__dict__:
+    if "forward" in module.__dict__ and not only_sums_gradients(module):
         raise ValueError(
             f"{where}: expected the forward of {expected.__name__}, got a replaced one"
         )
