@@ -1,5 +1,6 @@
 # make demo: a real model reads a long document and answers a question about it, pruned and dense.
 # make test: the whole test suite.
+# make test-oldest: what depends on transformers, with the oldest version that is supported.
 # Each sets up everything it needs in .venv; a second run begins at once.
 
 PYTHON ?= python3
@@ -10,6 +11,9 @@ SCHEDULE ?= balanced
 QUESTION ?= What was the length of the Sperm Whale's skeleton at Tranque?
 
 VENV := .venv
+OLDEST := $(VENV)/oldest
+OLDEST_TRANSFORMERS := $(shell sed -n 's/.*"transformers>=\([0-9.]*\)".*/\1/p' pyproject.toml)
+OLDEST_TESTS ?= tests/hf --deselect tests/hf/test_real.py
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 SOURCES := $(shell find csrc lazyllm_ext setup.py pyproject.toml README.md LICENSE -type f \
@@ -17,7 +21,7 @@ SOURCES := $(shell find csrc lazyllm_ext setup.py pyproject.toml README.md LICEN
 CPP_FILES = $(shell find csrc examples tests -name '*.h' -o -name '*.inc' -o -name '*.cpp' -o -name '*.cu' \
 	-o -name '*.cuh')
 
-.PHONY: demo test ctest lint format types cuda-check wheels families-page clean FORCE
+.PHONY: demo test test-oldest ctest lint format types cuda-check wheels families-page clean FORCE
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -27,6 +31,9 @@ demo: $(VENV)/installed
 test: $(VENV)/installed ctest
 	$(BIN)/python -I -m lazyllm_ext.demo
 	LAZYLLM_GENERATE="$$(realpath -eq build/examples/generate)" $(BIN)/pytest $(PYTEST)
+
+test-oldest: $(OLDEST)/installed
+	$(OLDEST)/bin/python -I -m pytest $(OLDEST_TESTS)
 
 # The C++ library, its tests and what it is installed for, where there is CMake.
 ctest: $(VENV)/torch
@@ -87,6 +94,17 @@ $(VENV)/installed: $(VENV)/torch $(VENV)/sources-listed $(SOURCES)
 	@$(PIP) '.[demo,test]'
 	@touch $@
 
+# An environment inside the first one, whose packages it uses but for those that are older in it.
+$(OLDEST)/installed: $(VENV)/oldest-wanted | $(VENV)/installed
+	@echo "installing transformers $(OLDEST_TRANSFORMERS)"
+	@$(BIN)/python -m venv --clear --without-pip $(OLDEST)
+	@packages='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+		echo "import site; site.addsitedir('$$($(BIN)/python -c "$$packages")')" \
+		> "$$($(OLDEST)/bin/python -c "$$packages")/newest.pth"
+	@$(OLDEST)/bin/python -m pip --disable-pip-version-check install --quiet \
+		transformers==$(OLDEST_TRANSFORMERS)
+	@touch $@
+
 $(VENV)/dev-tools: $(VENV)/installed
 	@echo "installing ruff, mypy, clang-format"
 	@$(PIP) '.[dev]'
@@ -95,5 +113,6 @@ $(VENV)/dev-tools: $(VENV)/installed
 # Files that hold a value, written only when the value is another one.
 $(VENV)/torch-wanted: VALUE = $(TORCH)
 $(VENV)/sources-listed: VALUE = $(SOURCES)
-$(VENV)/torch-wanted $(VENV)/sources-listed: $(BIN)/python FORCE
+$(VENV)/oldest-wanted: VALUE = $(OLDEST_TRANSFORMERS)
+$(VENV)/torch-wanted $(VENV)/sources-listed $(VENV)/oldest-wanted: $(BIN)/python FORCE
 	@echo '$(VALUE)' | cmp -s - $@ || echo '$(VALUE)' > $@

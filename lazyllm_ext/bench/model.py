@@ -16,7 +16,7 @@ from transformers.generation.streamers import BaseStreamer
 
 import lazyllm_ext
 from lazyllm_ext import state as book
-from lazyllm_ext.hf.cache import CACHE_NAME
+from lazyllm_ext.hf.versions import CACHE_NAME
 
 from .request import RANDOM, Request
 

@@ -19,6 +19,7 @@ from lazyllm_ext.evaluation import (
     Contender,
     Evaluation,
     Item,
+    Processes,
     Records,
     Report,
     Subject,
@@ -30,6 +31,7 @@ from lazyllm_ext.evaluation import (
     parse_contenders,
     read_longbench,
     read_tasks,
+    sharing,
     write_page,
     write_report,
 )
@@ -65,11 +67,17 @@ class Request:
 
 
 def evaluate(request: Request) -> int:
-    """Run the command; returns the exit status.
+    """Run the command, or this process's share of it under torchrun; returns the exit status.
 
     Raises:
         CommandError: before anything is computed, for what does not fit.
     """
+    with sharing() as processes:
+        return _evaluate(request, processes)
+
+
+def _evaluate(request: Request, processes: Processes) -> int:
+    leads = processes.rank == 0
     with as_input_error(ValueError):
         require_matplotlib()
         contenders = parse_contenders(request.contenders)
@@ -77,10 +85,16 @@ def evaluate(request: Request) -> int:
         tasks = _read(request)
         items = choose(tasks.items, request.lengths, request.limit).items
         shown_item = _shown_item(request.page, items)
-        records = Records(request.output)
-    say_skipped(tasks.faults, "broken lines")
-    device = pick_device(request.device)
-    folder = find_folder(request.model, quiet=False)
+        # The first process puts together what an interrupted run left, then the others read it.
+        if not leads:
+            processes.wait()
+        records = Records(request.output, processes.rank)
+        if leads:
+            processes.wait()
+    if leads:
+        say_skipped(tasks.faults, "broken lines")
+    device = processes.device(pick_device(request.device))
+    folder = find_folder(request.model, quiet=not leads)
     tokenizer, model = load(folder, request.dtype, device)
     setting = {
         "dtype": str(model.dtype).removeprefix("torch."),
@@ -92,11 +106,18 @@ def evaluate(request: Request) -> int:
         subject = Subject(model, tokenizer, chat=request.chat, answer_prefix=request.answer_prefix)
         if request.longbench is not None:
             items = tuple(cut_prompts(subject, items, request.max_length))
-        evaluation = Evaluation(subject, items, contenders, records, model_digest(folder), setting)
-    say_skipped(evaluation.skipped, "items")
+        model_key = model_digest(folder)
+        evaluation = Evaluation(subject, items, contenders, records, model_key, setting, processes)
+    if leads:
+        say_skipped(evaluation.skipped, "items")
     if not evaluation.items:
         raise CommandError("expected an item that fits the model's context, got none")
-    _run(evaluation, request.output)
+    _run(evaluation, request.output, leads)
+    processes.wait()
+    if not leads:
+        return 0
+    with as_input_error(ValueError):
+        records.gather()
     skipped = [*tasks.faults, *evaluation.skipped]
     report = make_report(folder.name, setting, contenders, against, evaluation.finished(), skipped)
     _show(report)
@@ -139,16 +160,16 @@ def _shown_item(name: str | None, items: Sequence[Item]) -> Item | None:
     raise CommandError(f"--page: expected the id of an item that is run, got {name!r}")
 
 
-def _run(evaluation: Evaluation, output: Path) -> None:
-    """Finish what is not finished, with a bar on a terminal."""
+def _run(evaluation: Evaluation, output: Path, shown: bool) -> None:
+    """Finish what is not finished, with a bar on a terminal if it shall be shown."""
     jobs = evaluation.pending()
     total = sum(job.contender.seeds for job in jobs)
-    finished = len(evaluation.items) * len(evaluation.contenders) - len(jobs)
-    if finished:
+    finished = len(evaluation.finished())
+    if finished and shown:
         print(f"lazyllm-ext: {finished} results found in {output}", file=sys.stderr)
     left = len(jobs)
     try:
-        with _bar(total) as advance, as_input_error(ValueError, TypeError):
+        with _bar(total, shown) as advance, as_input_error(ValueError, TypeError):
 
             def done(job: Any, record: Any) -> None:
                 nonlocal left
@@ -164,9 +185,9 @@ def _run(evaluation: Evaluation, output: Path) -> None:
 
 
 @contextmanager
-def _bar(total: int) -> Iterator[Any]:
+def _bar(total: int, shown: bool) -> Iterator[Any]:
     console = Console(stderr=True)
-    if not console.is_terminal:
+    if not shown or not console.is_terminal:
         yield lambda weight, what: None
         return
     # Drawn after each result and not by a thread of its own, which would disturb what is timed.

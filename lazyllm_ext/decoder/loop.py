@@ -98,6 +98,9 @@ class LazyDecoder(nn.Module):
         )
         # Called after every layer with (layer, rows), for progress; no part of a scripted decoder.
         self.on_layer: Optional[Callable[[int, int], None]] = None
+        # Called at every boundary with scored [K] over the heads that are here; returns it over all
+        # heads, for a model whose heads are divided over processes. No part of a scripted decoder.
+        self.over_ranks: Optional[Callable[[Tensor], Tensor]] = None
         # Called at every boundary with (boundary number, scored [K] float32: the probabilities that
         # this step's window queries gave to each active token, summed; 0 in unused places). What it
         # returns is used instead. For baselines; no part of a scripted decoder.
@@ -214,6 +217,8 @@ class LazyDecoder(nn.Module):
                     self.boundaries[boundary].heads,
                     self.over_heads,
                 )
+                if not torch.jit.is_scripting() and self.over_ranks is not None:
+                    scored = self.over_ranks(scored)
                 if self.checked:
                     _refuse_nan(scored, "importance", number)
                 if not torch.jit.is_scripting() and self.on_importance is not None:

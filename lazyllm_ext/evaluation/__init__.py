@@ -10,6 +10,7 @@ from .contenders import Contender, parse_contender, parse_contenders
 from .longbench import DATA_SETS, LongBench, cut_prompts, read_longbench
 from .metrics import METRICS, score
 from .page import write_page
+from .processes import Processes, sharing
 from .report import Report, make_report, write_report
 from .results import Record, Records, model_digest
 from .runner import Evaluation
@@ -24,6 +25,7 @@ __all__ = [
     "Evaluation",
     "Item",
     "LongBench",
+    "Processes",
     "Record",
     "Records",
     "Report",
@@ -39,6 +41,7 @@ __all__ = [
     "read_longbench",
     "read_tasks",
     "score",
+    "sharing",
     "summarize",
     "write_page",
     "write_report",

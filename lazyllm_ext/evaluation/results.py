@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 FILE = "records.jsonl"
+_PART = "records-of-rank-{}.jsonl"
 
 
 @dataclass(frozen=True)
@@ -50,29 +52,64 @@ class Record:
 class Records:
     """The records of a folder, in a file that other runs may have begun.
 
+    Of several processes that share a run, rank 0 begins and `gather`s; each of the others reads the
+    records, once rank 0 has them, and writes a file of its own beside them.
+
     Args:
         folder: made if it is not there.
+        rank: of this process.
 
     Raises:
-        ValueError: the file cannot be made, read or written.
+        ValueError: a file cannot be made, read or written.
     """
 
-    def __init__(self, folder: str | os.PathLike[str]):
+    def __init__(self, folder: str | os.PathLike[str], rank: int = 0):
         self.path = Path(folder) / FILE
+        self._own = self.path if rank == 0 else Path(folder) / _PART.format(rank)
         self._by_key: dict[str, Record] = {}
-        try:
+        with self._as_input_error():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.touch()
-            whole = self.path.read_bytes()
-            end = whole.rfind(b"\n") + 1
-            if end < len(whole):  # a line that was being written when its run was killed
-                os.truncate(self.path, end)
+            self._own.touch()
+            _cut_half_line(self._own)
+            self._read(self.path)
+        if rank == 0:
+            self.gather()
+
+    def gather(self) -> None:
+        """Take over what other processes have written; none of them may be writing.
+
+        Raises:
+            ValueError: a file cannot be read or written.
+        """
+        with self._as_input_error():
+            for part in sorted(self.path.parent.glob(_PART.format("*"))):
+                self._write(self._read(part))
+                part.unlink()
+
+    @contextmanager
+    def _as_input_error(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
-            raise ValueError(f"output: cannot use {str(folder)!r}: {error.strerror}") from error
-        for line in whole[:end].splitlines():
+            folder = str(self.path.parent)
+            raise ValueError(f"output: cannot use {folder!r}: {error.strerror}") from error
+
+    def _read(self, path: Path) -> bytes:
+        """Know the records of a file; its whole lines."""
+        whole = path.read_bytes()
+        lines = whole[: whole.rfind(b"\n") + 1]
+        for line in lines.splitlines():
             record = _parse(line)
             if record is not None:
                 self._by_key[record.key] = record
+        return lines
+
+    def _write(self, lines: bytes) -> None:
+        """Append to this process's file; it is on disk when this returns."""
+        with self._own.open("ab") as file:
+            file.write(lines)
+            file.flush()
+            os.fsync(file.fileno())
 
     def get(self, key: str) -> Record | None:
         """The record of this key, if it is finished."""
@@ -81,10 +118,7 @@ class Records:
     def append(self, record: Record) -> None:
         """Write a record; it is on disk when this returns."""
         line = json.dumps(asdict(record), ensure_ascii=False) + "\n"
-        with self.path.open("ab") as file:
-            file.write(line.encode("utf-8", "surrogatepass"))
-            file.flush()
-            os.fsync(file.fileno())
+        self._write(line.encode("utf-8", "surrogatepass"))
         self._by_key[record.key] = record
 
 
@@ -122,6 +156,14 @@ def model_digest(folder: str | os.PathLike[str]) -> str:
                     weights.seek(size * part // _SAMPLES)
                     digest.update(weights.read(_SAMPLE_BYTES))
     return digest.hexdigest()[:32]
+
+
+def _cut_half_line(path: Path) -> None:
+    """Take away a line that was being written when its run was killed."""
+    whole = path.read_bytes()
+    end = whole.rfind(b"\n") + 1
+    if end < len(whole):
+        os.truncate(path, end)
 
 
 def _parse(line: bytes) -> Record | None:

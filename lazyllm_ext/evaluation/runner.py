@@ -9,6 +9,7 @@ from typing import Any
 
 from .contenders import Contender
 from .measure import REFERENCE_TOKENS, Measured, Reference, make_reference, measure, profile
+from .processes import ALONE, Processes
 from .results import Record, Records, key_of
 from .sessions import PlainSession
 from .subject import Prompt, Subject
@@ -36,6 +37,7 @@ class Evaluation:
         records: finished ones are taken from it and added to it.
         model: see `results.model_digest`.
         setting: dtype, device and how prompts are made; a part of the records' keys.
+        processes: among which the items are divided: every count-th is this one's.
 
     Attributes:
         skipped: a sentence for every item that does not fit the model's context.
@@ -49,9 +51,10 @@ class Evaluation:
         records: Records,
         model: str,
         setting: Mapping[str, Any],
+        processes: Processes = ALONE,
     ):
         self.subject, self.contenders, self.records = subject, contenders, records
-        self.model, self.setting = model, setting
+        self.model, self.setting, self.processes = model, setting, processes
         self.skipped: list[str] = []
         self.items: list[Item] = []
         for item in items:
@@ -62,17 +65,17 @@ class Evaluation:
                 self.skipped.append(fault)
 
     def pending(self) -> list[Job]:
-        """What is not finished, in the order in which it runs."""
+        """What this process has to finish, in the order in which it runs."""
         ordered = sorted(self.contenders, key=lambda contender: not contender.dense)
         jobs = (
             Job(self._key(item, contender), item, contender)
-            for item in self.items
+            for item in self.items[self.processes.rank :: self.processes.count]
             for contender in ordered
         )
         return [job for job in jobs if self.records.get(job.key) is None]
 
     def run(self, done: Callable[[Job, Record], None] = lambda job, record: None) -> None:
-        """Finish everything; `done` is called after each record is written.
+        """Finish all that is pending; `done` is called after each record is written.
 
         Raises:
             ValueError: before anything is recorded, if a contender does not fit the model.

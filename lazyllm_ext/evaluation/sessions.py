@@ -13,7 +13,7 @@ from torch import Tensor
 from lazyllm_ext import state as bookkeeping
 from lazyllm_ext.cost import prefill_operations
 from lazyllm_ext.hf import Lazy, LazyCache
-from lazyllm_ext.hf.cache import CACHE_NAME
+from lazyllm_ext.hf.versions import CACHE_NAME
 
 from .drop import RandomScores
 from .subject import Prompt, Subject

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lazyllm_ext.cost import prefill_operations
 from lazyllm_ext.decoder import LazyDecoder
-from lazyllm_ext.hf.cache import CACHE_NAME
+from lazyllm_ext.hf.versions import CACHE_NAME
 
 from .tasks import Item
 

@@ -16,7 +16,8 @@ from lazyllm_ext.schedule import PruningSchedule
 from .checks import check_model
 from .families import Family
 from .modules import CalledMLP, GatedMLP, OwnMLP, ScaledEmbedding, activation
-from .parts import language_of, parts_of
+from .parts import head_dim, language_of, parts_of
+from .ranks import count_ranks, ranks_of, refuse_ranks
 
 _MLP_PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 _FUSED_MLP_PARTS = {"gate_up_proj", "down_proj", "activation_fn"}
@@ -31,11 +32,16 @@ def build_decoder(
         raise NotSupportedError(
             f"export: expected a language model by itself, got {type(model).__name__}"
         )
+    if export:
+        refuse_ranks(model, "export")
+    ranks = count_ranks(model)
     family, config, parts = language.family, language.config, parts_of(language)
     windows = [family.window(attention) for attention in parts.attentions]
     resolved = PruningSchedule.load(schedule).resolve(
         [window == 0 for window in windows], getattr(model.config, "name_or_path", None)
     )
+    if any(resolved.heads):
+        refuse_ranks(model, "schedule: heads")
     # One rotary embedding for every type of layers, or for all; none at all is an empty list.
     kinds: list[str | None] = []
     if parts.rotary is not None:
@@ -48,14 +54,14 @@ def build_decoder(
             rope = 0 if kinds == [None] else kinds.index(config.layer_types[number])
         window = windows[number]
         lazy_layers.append(
-            _layer(parts.layers[number], attention, family, config, window, rope, export)
+            _layer(parts.layers[number], attention, family, config, window, rope, ranks, export)
         )
     if any(layer.rope == len(kinds) for layer in lazy_layers):
         ropes.append(Rotary(torch.empty(0, device=model.device)))  # rotates nothing
     head: Any = nn.Identity()  # of a part: the model around projects, scales and caps
     if language.whole:
         head = _linear(model.lm_head, "lm_head") if export else model.lm_head
-    return LazyDecoder(
+    decoder = LazyDecoder(
         embed=_embedding(parts.embed, family) if export else parts.embed,
         layers=lazy_layers,
         norm=_norm(parts.norm, family, export),
@@ -71,6 +77,8 @@ def build_decoder(
         else 0.0,
         checked=checked,
     )
+    decoder.over_ranks = ranks_of(model, resolved.over_heads)
+    return decoder
 
 
 def taken_from(model: Any) -> list[tuple[dict[str, Any], str, Any]]:
@@ -106,6 +114,7 @@ def _layer(
     config: Any,
     window: int,
     rope: int,
+    ranks: int,
     export: bool,
 ) -> LazyLayer:
     norms = [_named_norm(layer, name, family, export) for name in family.norm_names(layer)]
@@ -121,9 +130,9 @@ def _layer(
         k_norm=k_norm,
         norm_at=family.head_norms_of,
         mlp=_mlp(getattr(layer, family.mlp_name), family, config, export),
-        num_heads=config.num_attention_heads,
-        num_kv_heads=family.kv_heads(config),
-        head_dim=_head_dim(attention),
+        num_heads=config.num_attention_heads // ranks,
+        num_kv_heads=family.kv_heads(config) // ranks,
+        head_dim=head_dim(attention),
         scale=family.scale(attention),
         window=window,
         softcap=family.attention_softcap(config) or 0.0,
@@ -133,11 +142,6 @@ def _layer(
         residual_scale=family.residual_scale(config),
         **_projections(attention, family, config, export),
     )
-
-
-def _head_dim(attention: Any) -> int:
-    size: int = attention.head_size if hasattr(attention, "head_size") else attention.head_dim
-    return size
 
 
 def _projections(attention: Any, family: Family, config: Any, export: bool) -> dict[str, nn.Module]:
@@ -150,8 +154,8 @@ def _projections(attention: Any, family: Family, config: Any, export: bool) -> d
         own[-1] = nn.Sequential(norm, own[-1])
     if family.fused_groups is not None:
         groups = family.fused_groups(config)
-        query = config.num_attention_heads // groups * _head_dim(attention)
-        key = family.kv_heads(config) // groups * _head_dim(attention)
+        query = config.num_attention_heads // groups * head_dim(attention)
+        key = family.kv_heads(config) // groups * head_dim(attention)
         ends = [0, query, query + key, query + 2 * key]
         own[:1] = [PartOfProjection(own[0], groups, first, last) for first, last in pairwise(ends)]
     return dict(zip(("q_proj", "k_proj", "v_proj", "o_proj"), own, strict=True))
@@ -174,10 +178,10 @@ def _norm(norm: Any, family: Family, export: bool) -> nn.Module:
 def _rotary(rotary: Any, layer_type: str | None, attention: Any, family: Family) -> Rotary:
     prefix = f"{layer_type}_" if layer_type else ""
     inv_freq = getattr(rotary, f"{prefix}inv_freq")
-    rotated, head_dim = 2 * inv_freq.numel(), _head_dim(attention)
-    if rotated > head_dim or (rotated < head_dim and not family.partial_rotary):
+    rotated, whole = 2 * inv_freq.numel(), head_dim(attention)
+    if rotated > whole or (rotated < whole and not family.partial_rotary):
         raise NotSupportedError(
-            f"model: rotary embedding: expected all {head_dim} dimensions of a head rotated, "
+            f"model: rotary embedding: expected all {whole} dimensions of a head rotated, "
             f"got {rotated}"
         )
     return Rotary(inv_freq, getattr(rotary, f"{prefix}attention_scaling"))

@@ -10,7 +10,6 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from lazyllm_ext.schedule import PruningSchedule
 from lazyllm_ext.state import (
@@ -24,11 +23,7 @@ from lazyllm_ext.state import (
 
 from .progress import Progress
 from .report import Report, Turn, make_report
-
-# What transformers calls a cache in its arguments and outputs: `cache` since 5.24.
-CACHE_NAME = (
-    "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
-)
+from .versions import CACHE_NAME, columns_cropped
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,17 +212,14 @@ class LazyCache(Cache):
         Raises:
             ValueError: more columns than there are.
         """
-        if tokens_to_remove > 0:
-            tokens_to_remove = min(tokens_to_remove - self.columns, 0)
-        if -tokens_to_remove > self.columns:
-            raise ValueError(
-                f"crop: expected at most {self.columns} tokens, got {-tokens_to_remove}"
-            )
-        if tokens_to_remove == 0 or self.state is None:
+        removed = columns_cropped(tokens_to_remove, self.columns)
+        if removed > self.columns:
+            raise ValueError(f"crop: expected at most {self.columns} tokens, got {removed}")
+        if removed == 0 or self.state is None:
             return
         self.check_usable()
-        left = self.columns + tokens_to_remove
-        counts = [-tokens_to_remove] * self.batch_size
+        left = self.columns - removed
+        counts = [removed] * self.batch_size
         if self.absent is not None:
             gone = self.absent[:, left:].sum(dim=1).tolist()
             counts = [count - without for count, without in zip(counts, gone, strict=True)]

@@ -11,6 +11,8 @@ from lazyllm_ext.errors import NotSupportedError
 
 from .modules import OwnForward
 from .parts import Language, language_of, parts_of
+from .ranks import check_ranks
+from .versions import only_sums_gradients
 
 # Rotary embeddings whose frequencies do not depend on the length of the sequence.
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
@@ -30,7 +32,7 @@ def check_model(model: Any) -> Language:
     language = language_of(model)
     family, config = language.family, language.config
     check_mode(model)
-    _check_placement(model)
+    check_placement(model)
     reason = family.refuse(config)
     if reason is not None:
         raise NotSupportedError(f"model: {reason}")
@@ -40,6 +42,7 @@ def check_model(model: Any) -> Language:
     if language.whole:
         _check_children(model, "model", {family.base, "lm_head"})
     _check_structure(language)
+    check_ranks(model, language)
     if family.rotary is not None:
         _check_rope(language.base.rotary_emb)
     return language
@@ -57,9 +60,15 @@ def check_mode(model: Any) -> None:
         )
 
 
-def _check_placement(model: Any) -> None:
-    if getattr(model, "_tp_size", None):
-        raise NotSupportedError("model: expected an unsharded model, got a tensor-parallel one")
+def check_placement(model: Any) -> None:
+    """NotSupportedError for weights that are not all on one device of a supported kind."""
+    placed = sorted(
+        {str(device) for device in (getattr(model, "hf_device_map", None) or {}).values()}
+    )
+    if len(placed) > 1:
+        raise NotSupportedError(
+            f"model: expected all of it on one device, got a device_map over {', '.join(placed)}"
+        )
     devices = {tensor.device for tensor in model.parameters()}
     if any(device.type == "meta" for device in devices):
         raise NotSupportedError("model: expected loaded weights, got weights on the meta device")
@@ -108,7 +117,8 @@ def check_module(where: str, module: nn.Module, expected: type[nn.Module]) -> No
             f"{where}: expected {expected.__name__}, got {type(module).__name__}"
         )
     replaced = module.__dict__.get("forward")
-    if replaced is not None and not isinstance(replaced, OwnForward):
+    own = replaced is None or isinstance(replaced, OwnForward) or only_sums_gradients(module)
+    if not own:
         raise NotSupportedError(
             f"{where}: expected the forward of {expected.__name__}, got a replaced one"
         )

@@ -15,11 +15,12 @@ from lazyllm_ext.decoder import LazyDecoder
 from lazyllm_ext.errors import NotSupportedError
 from lazyllm_ext.state import revived
 
-from .cache import CACHE_NAME, LazyCache, Plan
+from .cache import LazyCache, Plan
 from .inputs import Rows, find_positions, find_rows
 from .progress import watched
 from .refuse import refuse_context
 from .report import Turn
+from .versions import CACHE_NAME
 
 
 def usable_cache(past: Any, plan: Plan, known: Container[Plan]) -> LazyCache:

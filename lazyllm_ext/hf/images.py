@@ -11,12 +11,13 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from lazyllm_ext.errors import NotSupportedError
 
-from .cache import CACHE_NAME, LazyCache
+from .cache import LazyCache
 from .fallback import Fallback
 from .lazy import Lazy, one_cache
 from .modules import OwnForward
 from .parts import language_of
 from .refuse import refuse_forward_arguments, refuse_unknown_arguments
+from .versions import CACHE_NAME
 
 # What a call of the whole model asks of the language model within: its cache, and logits_to_keep.
 _asked: ContextVar[tuple[LazyCache, int | Tensor] | None] = ContextVar("asked", default=None)

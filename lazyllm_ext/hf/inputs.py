@@ -9,7 +9,8 @@ from torch import Tensor
 
 from lazyllm_ext.errors import NotSupportedError
 
-from .cache import CACHE_NAME, LazyCache
+from .cache import LazyCache
+from .versions import CACHE_NAME
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from lazyllm_ext.errors import NotSupportedError
 
-from .cache import CACHE_NAME, LazyCache
-from .checks import check_mode
+from .cache import LazyCache
+from .checks import check_mode, check_placement
 from .fallback import Fallback, as_transformers, is_dense
 from .forward import output, run, usable_cache
 from .parts import language_of
 from .plans import Plans
+from .ranks import refuse_ranks
 from .refuse import (
     refuse_drafts_of_turn,
     refuse_forward_arguments,
@@ -29,6 +30,7 @@ from .refuse import (
 )
 from .report import Report, refused_report
 from .saved import load, model_fingerprint, save
+from .versions import CACHE_NAME
 
 # Attributes of the model that an instance of Lazy stands in for, by its own methods' names.
 _REPLACED = (
@@ -60,6 +62,7 @@ class Lazy:
     ):
         self._fallback = fallback
         language = language_of(model)
+        check_placement(model)  # first: accelerate replaces forwards to move what is spread out
         _check_own(model)
         self.model = model
         self._plans = Plans(model, schedule, checked, min_tokens)
@@ -152,9 +155,11 @@ class Lazy:
         """Write a cache of this model to a safetensors file, for `load`.
 
         Raises:
-            ValueError: a cache of another `apply`, an empty one, or one that is not complete.
+            ValueError: a cache of another `apply`, an empty one, one that is not complete, or one
+                that is divided over processes.
             OSError: the file cannot be written.
         """
+        refuse_ranks(self.model, "save")
         usable = usable_cache(cache, self._plans.applied, self._plans.decoders)
         save(usable, model_fingerprint(self.model, self.decoder), path)
 
@@ -169,6 +174,7 @@ class Lazy:
             ValueError: another kind of file, or one of another model, other weights, another
                 schedule or dtype.
         """
+        refuse_ranks(self.model, "load")
         weight = self.model.get_input_embeddings().weight
         model = model_fingerprint(self.model, self.decoder)
         plan = self._plans.of(lazy_schedule)

@@ -70,3 +70,9 @@ def parts_of(language: Language) -> Parts:
         norm=getattr(base, family.final_norm),
         rotary=None if family.rotary is None else base.rotary_emb,
     )
+
+
+def head_dim(attention: Any) -> int:
+    """Size of a head of an attention module."""
+    size: int = attention.head_size if hasattr(attention, "head_size") else attention.head_dim
+    return size

@@ -11,7 +11,7 @@ from transformers.generation.configuration_utils import GenerationConfig, Genera
 
 from lazyllm_ext.errors import NotSupportedError
 
-from .cache import CACHE_NAME
+from .versions import CACHE_NAME, OPTIONS_OF_SOME
 
 _MODES = (
     GenerationMode.GREEDY_SEARCH,
@@ -95,9 +95,8 @@ def refuse_generation(mode: GenerationMode, config: GenerationConfig) -> None:
         "token_healing": bool(config.token_healing),
         "is_assistant": bool(config.is_assistant),
         # Drafts by parts of the model itself, which LazyLLM does not run.
-        "assistant_early_exit": getattr(config, "assistant_early_exit", None) is not None,
-        "use_mtp": bool(getattr(config, "use_mtp", False)),
-        "speculation_type": getattr(config, "speculation_type", None) is not None,
+        "assistant_early_exit": config.assistant_early_exit is not None,
+        **{name: getattr(config, name, None) not in (None, False) for name in OPTIONS_OF_SOME},
     }
     for name, refused in options.items():
         if refused:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ from transformers.generation.streamers import BaseStreamer
 
 import lazyllm_ext
 from lazyllm_ext.hf import SUPPORTED
-from lazyllm_ext.hf.cache import CACHE_NAME
+from lazyllm_ext.hf.versions import CACHE_NAME
 
 from .every_model import tiny_of
 from .tiny import PRUNING, generate, tiny_model
@@ -177,6 +178,29 @@ def test_models(case: str) -> None:
     with pytest.raises(ValueError, match=message):
         lazyllm_ext.apply(model, "dense")
     assert model.__dict__ == before
+
+
+@pytest.mark.parametrize("other", ["disk", "meta"])
+def test_layers_on_two_devices(tmp_path: Path, other: str) -> None:
+    """As from_pretrained spreads a model; no module may be moved or called."""
+    _llama().save_pretrained(tmp_path / "model")
+    places = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": other,
+              "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}  # fmt: skip
+    model = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "model", device_map=places, offload_folder=tmp_path / "offloaded"
+    )
+    for module in model.modules():
+        module.forward = _fail
+    for use in (lazyllm_ext.apply, lazyllm_ext.LazyDecoder.from_model):
+        with pytest.raises(ValueError, match=f"on one device, got a device_map over cpu, {other}"):
+            use(model, "dense")
+
+
+def test_a_device_map_of_one_device(tmp_path: Path, ids: Tensor) -> None:
+    tiny_model("llama").save_pretrained(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, device_map="cpu")
+    lazyllm_ext.apply(model, PRUNING)
+    assert generate(model, 3, input_ids=ids).sequences.size(1) == 16
 
 
 @pytest.mark.parametrize("thing", ["a model", None, nn.Linear(2, 2)])
