@@ -10,9 +10,15 @@ from lazyllm_ext.bench.verify import verify_dense
 
 
 def padded_batch(
-    model: Model, shortest: int, longest: int, size: int, rounds: int
+    model: Model,
+    shortest: int,
+    longest: int,
+    size: int,
+    rounds: int,
+    schedules: tuple[str, ...],
+    new_tokens: int,
 ) -> dict[str, Any]:
-    """Left-padded prompts of `size` different lengths, one new token each, schedule dense."""
+    """Left-padded prompts of `size` different lengths, `new_tokens` generated for each."""
     lengths = torch.linspace(shortest, longest, size).long().tolist()
     ids = torch.zeros(size, longest, dtype=torch.int64)
     mask = torch.zeros_like(ids)
@@ -24,14 +30,23 @@ def padded_batch(
     def run(contender: str) -> None:
         with model.under(contender):
             model.model.generate(
-                ids, attention_mask=mask, max_new_tokens=1, do_sample=False, pad_token_id=0
+                ids,
+                attention_mask=mask,
+                max_new_tokens=new_tokens,
+                min_new_tokens=new_tokens,  # as many of every contender
+                do_sample=False,
+                pad_token_id=0,
             )
 
-    contenders = {name: seconds(lambda name=name: run(name)) for name in ("transformers", "dense")}
+    names = ("transformers", *schedules)
+    contenders = {name: seconds(lambda name=name: run(name)) for name in names}
     times = interleave(contenders, rounds, title=f"{size} prompts")
     return {
         "lengths": lengths,
+        "new_tokens": new_tokens,
         "rounds": rounds,
         "seconds": {name: spread(values) for name, values in times.items()},
-        "transformers_over_dense": ratio(times["transformers"], times["dense"]),
+        "transformers_over": {
+            name: ratio(times["transformers"], times[name]) for name in schedules
+        },
     }

@@ -90,38 +90,41 @@ def batch_command(
     shortest: int = 512,
     longest: int = 4096,
     size: int = 8,
+    new_tokens: options.NewTokens = 1,
     rounds: Count = 5,
     dtype: options.Dtype = "float32",
+    schedules: options.Schedules = "dense,balanced,fast",
     name: Name = "batch",
 ) -> None:
-    """One left-padded batch of prompts of different lengths, schedule dense."""
+    """One left-padded batch of prompts of different lengths: how long it takes to generate."""
     from batch import padded_batch
 
     from lazyllm_ext.bench import BenchError, machine
     from lazyllm_ext.bench.model import Model
 
-    if not 16 <= shortest <= longest or size < 1 or rounds < 1:
+    if not 16 <= shortest <= longest or min(size, rounds, new_tokens) < 1:
         raise CommandError(
-            f"batch: expected 16 ≤ shortest ≤ longest, a size and rounds from 1 on, got {shortest},"
-            f" {longest}, {size} and {rounds}"
+            "batch: expected 16 ≤ shortest ≤ longest, and a size, rounds and new tokens from 1 on, "
+            f"got {shortest}, {longest}, {size}, {rounds} and {new_tokens}"
         )
     with as_input_error(ValueError, OSError):
         loaded = Model(model, dtype)
     try:
-        result = padded_batch(loaded, shortest, longest, size, rounds)
+        chosen = tuple(schedules.split(","))
+        result = padded_batch(loaded, shortest, longest, size, rounds, chosen, new_tokens)
     except BenchError as error:
         raise CommandError(str(error), status=1) from error
+    ratios = {"transformers": 1.0, **result["transformers_over"]}
     rows = [
-        [key, f"{value['median']:.2f}", f"{value['min']:.2f}", f"{value['max']:.2f}"]
+        [key, *(f"{value[what]:.2f}" for what in ("median", "min", "max")), f"{ratios[key]:.2f}"]
         for key, value in result["seconds"].items()
     ]
-    rows.append(["transformers ÷ dense", f"{result['transformers_over_dense']:.2f}", "", ""])
     title = (
         f"{Path(model).name}, {dtype}, {size} prompts of {shortest} to {longest} tokens, "
-        "first token"
+        f"{new_tokens} new tokens each"
     )
     content = {"machine": machine.describe(), "ceilings": machine.ceilings(), "batch": result}
-    _finish(name, content, [(title, ["", "median s", "min", "max"], rows)])
+    _finish(name, content, [(title, ["", "median s", "min", "max", "transformers ÷"], rows)])
 
 
 @app.command("saved")
