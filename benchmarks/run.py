@@ -101,6 +101,7 @@ def batch_command(
 
     from lazyllm_ext.bench import BenchError, machine
     from lazyllm_ext.bench.model import Model
+    from lazyllm_ext.schedule import PruningSchedule
 
     if not 16 <= shortest <= longest or min(size, rounds, new_tokens) < 1:
         raise CommandError(
@@ -109,8 +110,10 @@ def batch_command(
         )
     with as_input_error(ValueError, OSError):
         loaded = Model(model, dtype)
-    try:
         chosen = tuple(schedules.split(","))
+        for schedule in chosen:
+            PruningSchedule.load(schedule)
+    try:
         result = padded_batch(loaded, shortest, longest, size, rounds, chosen, new_tokens)
     except BenchError as error:
         raise CommandError(str(error), status=1) from error

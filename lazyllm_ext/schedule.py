@@ -14,70 +14,19 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
-from itertools import pairwise
 from typing import Any, Literal, TypeGuard
 
-from .errors import NotSupportedError
-from .schedule_fields import decode, integer, known, number, one_of, shown
+from .schedule_boundary import Boundary, check_order, layer_of, parse_boundaries
+from .schedule_fields import decode, integer, known, shown
 
-_BOUNDARY_FIELDS = ("layer", "depth", "keep", "percentile", "tokens", "heads")
+__all__ = ["Boundary", "PruningSchedule", "ResolvedSchedule", "shipped_schedules"]
+
 _RULES = (
     "window", "pool", "protect_first", "over_heads", "accumulate", "max_revive", "min_tokens",
 )  # fmt: skip
 # What may follow a key in the name of a variant of its model.
 _VARIANT = re.compile(r"|([-_]|\.(?!\d))[^/]*")
 _SCHEDULE_FIELDS = ("name", "boundaries", *_RULES, "models")
-
-
-@dataclass(frozen=True)
-class Boundary:
-    """A layer in which tokens are dropped: where it is, and how many tokens stay after it.
-
-    Exactly one of `layer` and `depth`, and exactly one of `keep` and `tokens`, is given.
-
-    Args:
-        layer: number of a full-attention layer, counted from 0; not the last one.
-        depth: 0–1; the full-attention layer nearest to round(depth · layers), the later on a tie.
-        keep: 0 < keep ≤ 1, the part of the whole context that stays.
-        tokens: how many tokens stay, at least 1.
-        heads: numbers of the query heads whose attention scores here; None is all of them.
-
-    Raises:
-        ValueError: a field is missing, given twice over, of the wrong type or out of range.
-    """
-
-    layer: int | None = None
-    depth: float | None = None
-    keep: float | None = None
-    tokens: int | None = None
-    heads: tuple[int, ...] | None = None
-
-    def __post_init__(self) -> None:
-        if one_of(vars(self), ("layer", "depth"), "boundary") == "layer":
-            self._set("layer", integer(self.layer, "boundary: layer", 0, "a layer number"))
-        else:
-            depth = number(self.depth, "boundary: depth", "a number between 0 and 1")
-            if not 0 <= depth <= 1:
-                raise ValueError(f"boundary: depth: expected a number between 0 and 1, got {depth}")
-            self._set("depth", depth)
-        if one_of(vars(self), ("keep", "tokens"), "boundary") == "tokens":
-            self._set("tokens", integer(self.tokens, "boundary: tokens", 1, "a number of tokens"))
-        else:
-            expected = "a number above 0 and at most 1"
-            keep = number(self.keep, "boundary: keep", expected)
-            if not 0 < keep <= 1:
-                raise ValueError(f"boundary: keep: expected {expected}, got {shown(self.keep)}")
-            self._set("keep", keep)
-        if self.heads is not None:
-            self._set("heads", _heads(self.heads))
-
-    def _set(self, name: str, value: Any) -> None:
-        object.__setattr__(self, name, value)  # the one way to normalize a frozen dataclass
-
-    @property
-    def place(self) -> str:
-        """The place as it was written, for messages: 'layer 11' or 'depth 0.47'."""
-        return f"depth {self.depth}" if self.layer is None else f"layer {self.layer}"
 
 
 @dataclass(frozen=True)
@@ -159,7 +108,7 @@ class PruningSchedule:
         for boundary in self.boundaries:
             if not isinstance(boundary, Boundary):
                 raise ValueError(f"{where}: boundaries: expected Boundary, got {shown(boundary)}")
-        _check_order(self.boundaries, where)
+        check_order(self.boundaries, where)
 
         integer(self.window, f"{where}: window", 1, "a number of queries")
         if integer(self.pool, f"{where}: pool", 1, "an odd number") % 2 == 0:
@@ -294,7 +243,7 @@ class PruningSchedule:
             )
         placed: list[tuple[int, Boundary]] = []
         for boundary in schedule.boundaries:
-            layer = _layer_of(boundary, full_attention, where)
+            layer = layer_of(boundary, full_attention, where)
             if placed and layer <= placed[-1][0]:
                 before = placed[-1][1]
                 if layer < placed[-1][0] or boundary.depth is None or before.depth is None:
@@ -331,33 +280,6 @@ def _is_text(source: str | os.PathLike[str]) -> TypeGuard[str]:
     return isinstance(source, str) and source.lstrip()[:1] in ("{", "[")
 
 
-def _heads(heads: Any) -> tuple[int, ...]:
-    """Numbers of heads, ascending; ValueError for anything but at least one, each once."""
-    if not isinstance(heads, Sequence) or isinstance(heads, str) or not heads:
-        raise ValueError(f"boundary: heads: expected a list of head numbers, got {shown(heads)}")
-    numbers = [integer(head, "boundary: heads", 0, "head numbers") for head in heads]
-    if len(set(numbers)) < len(numbers):
-        raise ValueError(f"boundary: heads: expected each number once, got {shown(list(heads))}")
-    return tuple(sorted(numbers))
-
-
-def _check_order(boundaries: Sequence[Boundary], where: str) -> None:
-    """Places ascend strictly; keeps and budgets never grow. Layers and depths meet in resolve."""
-    for name, rising in (("layer", True), ("depth", True), ("keep", False), ("tokens", False)):
-        written = [getattr(b, name) for b in boundaries if getattr(b, name) is not None]
-        for before, after in pairwise(written):
-            if rising and after <= before:
-                raise ValueError(
-                    f"{where}: expected each {name} above the one before it, "
-                    f"got {after} after {before}"
-                )
-            if not rising and after > before:
-                raise ValueError(
-                    f"{where}: expected {name} never to grow from one boundary to the next, "
-                    f"got {after} after {before}"
-                )
-
-
 def _check_models(models: Any, where: str) -> None:
     if not isinstance(models, Mapping):
         raise ValueError(f"{where}: models: expected an object of schedules, got {shown(models)}")
@@ -372,38 +294,12 @@ def _check_models(models: Any, where: str) -> None:
             )
 
 
-def _layer_of(boundary: Boundary, full_attention: Sequence[bool], where: str) -> int:
-    """The layer of a boundary: see `Boundary`."""
-    layers = len(full_attention)
-    allowed = [layer for layer in range(layers - 1) if full_attention[layer]]
-    if boundary.depth is not None:
-        if not allowed:
-            raise NotSupportedError(
-                f"{where}: {boundary.place}: expected a model with a full-attention layer before "
-                f"the last layer, got {layers} layers without one"
-            )
-        asked = round(boundary.depth * layers)
-        return min(allowed, key=lambda layer: (abs(layer - asked), -layer))
-    layer = boundary.layer
-    assert layer is not None  # Boundary has exactly one of the two
-    if layer in allowed:
-        return layer
-    if layer >= layers:
-        fault = f"which is past the end of a model of {layers} layers (0 to {layers - 1})"
-    elif layer == layers - 1:
-        fault = f"which is the last of {layers} layers, with nothing after it to save"
-    else:
-        full = ", ".join(map(str, allowed)) or "none"
-        fault = f"which attends within a sliding window (full-attention layers: {full})"
-    raise ValueError(f"{where}: expected a full-attention layer, got {boundary.place}, {fault}")
-
-
 def _parse(data: Any, where: str) -> PruningSchedule:
     if not isinstance(data, Mapping):
         raise ValueError(f"{where}: expected a JSON object, got {shown(data)}")
     known(data, _SCHEDULE_FIELDS, where)
     fields = dict(data)
-    fields["boundaries"] = _parse_boundaries(fields.get("boundaries", ()), where)
+    fields["boundaries"] = parse_boundaries(fields.get("boundaries", ()), where)
     models = fields.get("models", {})
     if isinstance(models, Mapping):
         fields["models"] = {
@@ -414,41 +310,3 @@ def _parse(data: Any, where: str) -> PruningSchedule:
     except ValueError as error:
         own = f"schedule {fields['name']!r}" if fields.get("name") else "schedule"
         raise ValueError(where + str(error).removeprefix(own)) from error
-
-
-def _parse_boundaries(data: Any, where: str) -> tuple[Boundary, ...]:
-    """Boundaries as JSON writes them; the paper's `percentile` becomes `keep`.
-
-    keep_s = keep_{s-1} · (1 - percentile / 100).
-    """
-    if not isinstance(data, Sequence) or isinstance(data, str):
-        raise ValueError(f"{where}: boundaries: expected a list, got {shown(data)}")
-    boundaries: list[Boundary] = []
-    before: float | None = 1.0  # keep of the boundary before; None after a budget
-    for index, entry in enumerate(data):
-        here = f"{where}: boundaries[{index}]"
-        if not isinstance(entry, Mapping):
-            raise ValueError(f"{here}: expected an object, got {shown(entry)}")
-        known(entry, _BOUNDARY_FIELDS, here)
-        one_of(entry, ("keep", "percentile", "tokens"), here)
-        fields = dict(entry)
-        percentile = fields.pop("percentile", None)
-        if percentile is not None:
-            if before is None:
-                raise ValueError(
-                    f"{here}: percentile: expected a boundary with keep before it, got one with "
-                    "tokens"
-                )
-            expected = "a number of at least 0 and below 100"
-            if not 0 <= number(percentile, f"{here}: percentile", expected) < 100:
-                raise ValueError(
-                    f"{here}: percentile: expected {expected}, got {shown(percentile)}"
-                )
-            # Rounded to what one would write: 0.49, not 0.48999999999999994.
-            fields["keep"] = round(before * (1 - percentile / 100), 12)
-        try:
-            boundaries.append(Boundary(**fields))
-        except ValueError as error:
-            raise ValueError(str(error).replace("boundary", here, 1)) from error
-        before = boundaries[-1].keep
-    return tuple(boundaries)

@@ -46,7 +46,9 @@ ALONE = Processes()
 @contextmanager
 def sharing() -> Iterator[Processes]:
     """The processes that torchrun started, connected while the block runs; or this one alone."""
-    count = int(os.environ.get("WORLD_SIZE", "1"))
+    # Job schedulers set WORLD_SIZE too; what torchrun sets beside it is needed to connect.
+    started = all(name in os.environ for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"))
+    count = int(os.environ.get("WORLD_SIZE", "1")) if started else 1
     if count == 1:
         yield ALONE
         return

@@ -12,7 +12,7 @@ from torch import nn
 
 from lazyllm_ext.schedule_fields import shown
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 # The operator library's target, see docs/architecture.md.
 OLDEST_TORCH = "2.10"
 

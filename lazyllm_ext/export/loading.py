@@ -185,8 +185,14 @@ def _members(path: Path, *names: str) -> dict[str, bytes]:
                 folder, _, name = member.rpartition("/")
                 if folder.endswith("/extra") and name in names:
                     found[name] = archive.read(member)
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
-        # The last three: members compressed or encrypted as torch writes none.
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        UnicodeDecodeError,  # of a member's name
+        NotImplementedError,  # these two: members compressed or encrypted as torch writes none
+        RuntimeError,
+    ) as error:
         raise ValueError(f"{path}: expected an export, got a truncated or foreign file") from error
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NoReturn
 
 from lazyllm_ext.errors import NotSupportedError
@@ -55,7 +56,7 @@ def apply(
         kind = Lazy if language_of(model).whole else LazyWithImages
         return kind(model, schedule, fallback, checked=checked, min_tokens=min_tokens)
     except NotSupportedError as refusal:
-        instead = Refused(model, schedule, refusal)
+        instead = Refused(model, schedule, min_tokens, refusal)
         fallback.accept(refusal)
         return instead
 
@@ -63,9 +64,16 @@ def apply(
 class Refused(Lazy):
     """Stands for a model that LazyLLM refused (`on_error="dense"`), and leaves it as it is."""
 
-    def __init__(self, model: Any, schedule: Any, refusal: NotSupportedError):
+    def __init__(
+        self,
+        model: Any,
+        schedule: Any,
+        min_tokens: int | str | None,
+        refusal: NotSupportedError,
+    ):
         self.model, self._refusal = model, str(refusal)
-        self.schedule = PruningSchedule.load(schedule)
+        loaded = PruningSchedule.load(schedule)
+        self.schedule = loaded if min_tokens is None else replace(loaded, min_tokens=min_tokens)
 
     def report(self) -> Report:
         """That nothing is done, and why: `refused`."""

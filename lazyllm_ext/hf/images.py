@@ -13,7 +13,8 @@ from lazyllm_ext.errors import NotSupportedError
 
 from .cache import LazyCache
 from .fallback import Fallback
-from .lazy import Lazy, one_cache
+from .inputs import one_cache
+from .lazy import Lazy
 from .modules import OwnForward
 from .parts import language_of
 from .refuse import refuse_forward_arguments, refuse_unknown_arguments

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -150,3 +151,10 @@ def find_positions(
         for length, count in zip(lengths, rows.counts, strict=True)
     ]
     return spans[0] if rows.batch == 1 else torch.cat(spans)
+
+
+def one_cache(cache: Any, past_key_values: Any) -> Any:
+    """The cache of a call, whichever name it was given by."""
+    if cache is not None and past_key_values is not None:
+        raise ValueError("cache: expected one of cache and past_key_values, got both")
+    return past_key_values if cache is None else cache

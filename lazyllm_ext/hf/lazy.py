@@ -17,6 +17,7 @@ from .cache import LazyCache
 from .checks import check_mode, check_placement
 from .fallback import Fallback, as_transformers, is_dense
 from .forward import output, run, usable_cache
+from .inputs import one_cache
 from .parts import language_of
 from .plans import Plans
 from .ranks import refuse_ranks
@@ -257,7 +258,8 @@ class Lazy:
 
     def _call(self, call: dict[str, Any], given: Any, schedule: Any) -> Any:
         """One call of the model, by LazyLLM or, where it refuses and that is wanted, without."""
-        if not is_dense(self.model) or isinstance(given, LazyCache):
+        dense = is_dense(self.model) or self._fallback.goes_on(given)
+        if not dense or isinstance(given, LazyCache):
             try:
                 return self._run(call, self._cache_for(given, schedule))
             except NotSupportedError as refusal:
@@ -266,7 +268,9 @@ class Lazy:
                     given.refused = str(refusal)
         if given is not None and not isinstance(given, LazyCache):
             call = {**call, CACHE_NAME: given}
-        return self._before["forward"](**call)
+        result = self._before["forward"](**call)
+        self._fallback.begin(result)
+        return result
 
     def _run(self, call: Mapping[str, Any], cache: LazyCache) -> Any:
         """One call of the model by LazyLLM; arguments that are None are left out of `call`."""
@@ -382,13 +386,6 @@ class Lazy:
             outputs, model_kwargs, *args, **kwargs
         )
         return updated
-
-
-def one_cache(cache: Any, past_key_values: Any) -> Any:
-    """The cache of a call, whichever name it was given by."""
-    if cache is not None and past_key_values is not None:
-        raise ValueError("cache: expected one of cache and past_key_values, got both")
-    return past_key_values if cache is None else cache
 
 
 def _check_own(model: Any) -> None:

@@ -16,6 +16,7 @@ from .build import build_decoder, taken_from
 from .cache import Plan
 from .payoff import min_tokens_of
 from .progress import tell_watcher
+from .ranks import refuse_ranks
 
 _LAST_PLANS = 16  # of single calls, kept for further calls
 
@@ -68,6 +69,7 @@ class Plans:
     def _add(self, schedule: PruningSchedule) -> Plan:
         least = schedule.min_tokens
         if least == "auto":
+            refuse_ranks(self._model, 'min_tokens="auto"')  # each would measure another number
             least = min_tokens_of(self._model, schedule)
         decoder: LazyDecoder = build_decoder(
             self._model, replace(schedule, min_tokens=least), checked=self._checked

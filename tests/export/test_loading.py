@@ -57,7 +57,7 @@ def _state_dict() -> bytes:
         (lambda data: _state_dict(), "expected an export of lazyllm-ext, got another archive"),
         (
             lambda data: edited(data, "lazyllm.json", b'version": 1', b'version": 9'),
-            "format_version: expected 1, got 9; load it with the release of lazyllm-ext that",
+            "format_version: expected 2, got 9; load it with the release of lazyllm-ext that",
         ),
         (
             lambda data: edited(data, "lazyllm.json", b'"dtype"', b'"type"'),
