@@ -68,7 +68,7 @@ class Refused(Lazy):
         self,
         model: Any,
         schedule: Any,
-        min_tokens: int | str | None,
+        min_tokens: Any,
         refusal: NotSupportedError,
     ):
         self.model, self._refusal = model, str(refusal)

@@ -116,7 +116,8 @@ class Report:
         cached_tokens: tokens that the cache held before the prompt.
         generated_tokens: the token that the prompt gave and those computed after it, of every
             sequence.
-        ttft_seconds: from the entry of the prompt's forward to its logits.
+        ttft_seconds: from the entry of the prompt's forward to its logits; of a model that sees
+            images, of the language model within alone.
         decode_seconds: from the prompt's logits to the last ones, the sampling between included.
         decode_seconds_per_token: of one token of each sequence; None where there was no step.
         decode_tokens_per_second: of all sequences together; None where there was none.

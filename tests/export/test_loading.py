@@ -56,7 +56,7 @@ def _state_dict() -> bytes:
         (lambda data: b"{}", "expected an export, got a truncated or foreign file"),
         (lambda data: _state_dict(), "expected an export of lazyllm-ext, got another archive"),
         (
-            lambda data: edited(data, "lazyllm.json", b'version": 1', b'version": 9'),
+            lambda data: edited(data, "lazyllm.json", b'version": 2', b'version": 9'),
             "format_version: expected 2, got 9; load it with the release of lazyllm-ext that",
         ),
         (

@@ -156,11 +156,20 @@ class TestGenerate:
 
         long = torch.randint(3, 83, (1, 130), generator=torch.Generator().manual_seed(3))
         expected = generate(tiny_model("llama"), 4, input_ids=long)
-        with pytest.warns(UserWarning, match="expected at most 128 tokens"):
+        with pytest.warns(UserWarning, match="expected at most 128 tokens") as seen:
             got = generate(lazy.model, 4, input_ids=long, streamer=Streamer())
+        assert len(seen) == 1  # the steps after it are no refusals of their own
         assert_same_generation(got, expected, tolerance=0)
         assert heard == [130, 1, 1, 1, 1, 0]
         assert "at most 128 tokens" in lazy.report().refused
+
+    def test_none_in_the_middle_of_a_generation(self, lazy: Any, ids: Tensor) -> None:
+        """What LazyLLM has computed so far would be lost."""
+        cache = lazy.new_cache()
+        cache.may_fall_back = True  # as generate sets it
+        lazy.model(ids, past_key_values=cache, logits_to_keep=1)
+        with pytest.raises(NotSupportedError, match="output_attentions"):
+            lazy.model(ids[:, :1], past_key_values=cache, output_attentions=True)
 
     @pytest.mark.parametrize("way", [{"num_beams": 3}, {"prompt_lookup_num_tokens": 3}])
     def test_a_refusal_at_the_first_forward_of(self, lazy: Any, way: Any) -> None:
@@ -248,7 +257,8 @@ class TestForward:
             assert got.keys() == expected.keys()
             torch.testing.assert_close(got.logits, expected.logits, atol=0, rtol=0)
         assert type(got.past_key_values) is DynamicCache
-        with pytest.warns(UserWarning, match="computed without LazyLLM"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # the refusal has been told
             step = lazy.model(ids[:, :1], past_key_values=got.past_key_values)
         assert step.past_key_values.get_seq_length() == 14
         assert isinstance(lazy.model(ids, logits_to_keep=1).past_key_values, LazyCache)
