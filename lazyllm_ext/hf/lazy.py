@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
@@ -72,9 +72,7 @@ class Lazy:
         self._config = language.config
         self._report: Report | None = None
         # What the model did before, to be called, and what its own attributes were, to be restored.
-        self._before: dict[str, Callable[..., Any]] = {
-            name: getattr(model, name) for name in _REPLACED
-        }
+        self._before: dict[str, Any] = {name: getattr(model, name) for name in _REPLACED}
         self._own = {name: model.__dict__[name] for name in _REPLACED if name in model.__dict__}
         for name in _REPLACED:
             model.__dict__[name] = getattr(self, name)
@@ -382,9 +380,8 @@ class Lazy:
         # With drafts, generate adds to the mask before a step, too.
         if isinstance(cache, LazyCache) and "num_new_tokens" not in kwargs:
             cache.follow(model_kwargs)
-        updated: dict[str, Any] = self._before["_update_model_kwargs_for_generation"](
-            outputs, model_kwargs, *args, **kwargs
-        )
+        update = self._before["_update_model_kwargs_for_generation"]
+        updated: dict[str, Any] = update(outputs, model_kwargs, *args, **kwargs)
         return updated
 
 
