@@ -53,6 +53,8 @@ def run(request: Request) -> int:
     """
     if request.output.parent != Path() and not request.output.parent.is_dir():
         raise CommandError(f"--output: no such folder: {request.output.parent}")
+    if request.output.is_dir():
+        raise CommandError(f"--output: expected a file, got a folder: {request.output}")
     with as_input_error(ValueError):
         if request.report is not None:
             require_matplotlib()

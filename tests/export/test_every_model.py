@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from helpers import boundary_layers, random_ids
-from hf.every_model import HERE, tiny_of
+from hf.every_model import HERE, REFUSED_HERE, tiny_of
 
 from lazyllm_ext import LazyDecoder, export
 
@@ -19,6 +19,10 @@ EXPORTED = set(
     re.findall(r"`(\w+)`", re.findall(r"Types that export: ([^.]*)", _PAGE.read_text())[0])
 )
 TURNS = [random_ids(21, seed=1), random_ids(5, seed=2)]
+
+
+def test_every_type_that_exports_is_here() -> None:
+    assert sorted(EXPORTED - {*HERE, *REFUSED_HERE}) == []
 
 
 @pytest.mark.parametrize("kind", [kind for kind in HERE if kind in EXPORTED])

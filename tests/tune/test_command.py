@@ -73,6 +73,7 @@ def test_chat_template(run: Run, chat_folder: Path, prompts: Path, tmp_path: Pat
         (["--dtype", "int8"], "--dtype: expected one of auto, float32, bfloat16, float16"),
         (["--prompts", "nowhere.jsonl"], "prompts: no such file or folder: 'nowhere.jsonl'"),
         (["--output", "no/where.json"], "--output: no such folder: no"),
+        (["--output", "/"], "--output: expected a file, got a folder: /"),
     ],
 )
 def test_bad_input(
