@@ -126,7 +126,8 @@ def load(
             program = torch.jit.load(os.fspath(path))
             step = _load_step(path, program) if description.kind == "aoti" else None
             program.warm_up()
-    except (RuntimeError, AttributeError, KeyError) as error:  # the last two: not our program
+    # AttributeError and KeyError: not our program. UnicodeDecodeError: torch quotes damaged code.
+    except (RuntimeError, AttributeError, KeyError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{path}: made with PyTorch {description.torch}, does not load into "
             f"{torch.__version__}: {sentence_of(error)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 import subprocess
 import sys
 import zipfile
@@ -118,6 +119,30 @@ def test_no_export(
         export.load(path)
     assert str(raised.value).startswith(f"{path}: {sentence}")
     assert "\n" not in str(raised.value)
+
+
+def _damaged(data: bytes, chance: random.Random) -> bytes:
+    """A few bytes changed, taken out or put in, by lot."""
+    kind, place = chance.randrange(3), chance.randrange(len(data))
+    if chance.random() < 0.5:  # the end holds what names the members
+        place = len(data) - 1 - chance.randrange(min(len(data), 6000))
+    count = chance.choice([1, 4, 64])
+    noise = chance.randbytes(count)
+    return data[:place] + (noise if kind else b"") + data[place + (count if kind < 2 else 0) :]
+
+
+def test_damaged_by_lot(exported: bytes, tmp_path: Path) -> None:
+    """It loads, or says in one sentence that it does not; nothing else, and the process lives."""
+    path, sentences = tmp_path / "model.pt", []
+    for seed in range(200):
+        path.write_bytes(_damaged(exported, random.Random(seed)))
+        try:
+            export.load(path)
+        except ValueError as error:
+            sentences.append(str(error))
+    assert len(sentences) > 50
+    wrong = [said for said in sentences if not said.startswith(f"{path}: ") or "\n" in said]
+    assert wrong == []
 
 
 def test_no_file(tmp_path: Path) -> None:
