@@ -17,7 +17,7 @@ from lazyllm_ext.serve import Engine, require_server
 from .errors import CommandError, as_input_error
 from .loading import find_folder, load, pick_device
 
-_GRACE_SECONDS = 2  # that responses have to end when the server shall stop
+_GRACE_SECONDS = 5  # that clients have to read their responses when the server shall stop
 _LOCAL = ("127.0.0.1", "::1", "localhost")
 
 
@@ -105,10 +105,15 @@ def make_server(app: Any) -> Any:
     """A uvicorn server of an application, which says nothing by itself but errors."""
     import uvicorn
 
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            await app.state.line.close()  # first: uvicorn waits for responses to end
+            await super().shutdown(sockets)
+
     config = uvicorn.Config(
         app, log_level="error", access_log=False, timeout_graceful_shutdown=_GRACE_SECONDS
     )
-    return uvicorn.Server(config)
+    return Server(config)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -7,7 +7,7 @@ import hmac
 import json
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,16 +43,12 @@ class Settings:
 
 
 def make_app(engine: Engine, settings: Settings) -> FastAPI:
-    """The application of one model."""
+    """The application of one model; its `state.line` is to be closed before it ends."""
     server = _Server(engine, settings)
 
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        yield
-        await server.line.close()
-
     # No pages that describe it: they would load scripts from elsewhere.
-    app = FastAPI(title="lazyllm-ext", lifespan=lifespan, openapi_url=None)
+    app = FastAPI(title="lazyllm-ext", openapi_url=None)
+    app.state.line = server.line
     app.add_api_route("/health", server.health)
     app.add_api_route("/v1/models", server.models)
     app.add_api_route("/v1/models/{name:path}", server.model)
@@ -151,7 +147,9 @@ class _Server:
             yield "data: [DONE]\n\n"
         except Left:
             return
-        except Exception as error:  # too late for a status
+        except ApiError as error:  # too late for a status
+            yield _event(error.to_dict())
+        except Exception as error:
             self._settings.log(f"failed: {error!r}")
             yield _event(internal(error).to_dict())
 
@@ -162,7 +160,7 @@ class _Server:
             # Comes at the latest when the response is complete; then there is nothing to cancel.
             while (await request.receive())["type"] != "http.disconnect":
                 pass
-            if job.cancel():
+            if job.cancel(Left()):
                 self._settings.log("the client left")
 
         watcher = asyncio.create_task(watch())

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Event
 from time import perf_counter
 
-from .engine import Answer, Asked, Engine, Left
+from .engine import Answer, Asked, Engine
 from .errors import ApiError
 
 
@@ -28,8 +28,7 @@ class Job:
         """The pieces of the text as they come, and then the answer.
 
         Raises:
-            Left: it was cancelled.
-            Exception: what the generation raised.
+            Exception: what the generation raised, or the reason why it was cancelled.
         """
         while True:
             item = await self._items.get()
@@ -40,8 +39,8 @@ class Job:
             if self._over:
                 return
 
-    def cancel(self) -> bool:
-        """Nobody waits any more: leave the line, or stop at the next layer or token.
+    def cancel(self, reason: Exception) -> bool:
+        """Leave the line, or stop at the next layer or token.
 
         Returns:
             Whether there was something to stop.
@@ -52,7 +51,7 @@ class Job:
         self._left.set()
         if self.future is not None:
             self.future.cancel()
-        self._items.put_nowait(Left())
+        self._items.put_nowait(reason)
         return True
 
     def run(self, engine: Engine) -> None:
@@ -105,5 +104,5 @@ class Line:
     async def close(self) -> None:
         """Cancel everything, and wait until the worker has stopped."""
         for job in self._jobs:
-            job.cancel()
+            job.cancel(ApiError("the server is stopping", status=503, kind="server_error"))
         await asyncio.to_thread(self._worker.shutdown)

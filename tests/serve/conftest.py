@@ -12,7 +12,7 @@ from typing import Any
 import openai
 import pytest
 import torch
-from cli.conftest import folder
+from cli.conftest import folder, run
 from hf.conftest import REAL_MODELS
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -22,7 +22,7 @@ from lazyllm_ext.cli.serve import listen, make_server
 from lazyllm_ext.serve import CacheStore, Engine
 from lazyllm_ext.serve.app import Settings, make_app
 
-__all__ = ["folder"]  # a fixture
+__all__ = ["folder", "run"]  # fixtures
 
 collect_ignore = [] if "smollm2" in REAL_MODELS else ["test_real.py"]
 
