@@ -91,7 +91,8 @@ class Engine:
         config = lazy.model.config.get_text_config()
         self._context: int | None = getattr(config, "max_position_embeddings", None)
         self._vocabulary: int = lazy.model.get_input_embeddings().num_embeddings
-        self._encoding = Lock()  # a fast tokenizer is no place for two threads
+        # Encoding sets a fast tokenizer's truncation, which two threads must not do at once.
+        self._encoding = Lock()
 
     def ask_chat(self, messages: list[dict[str, str]], sampling: Sampling) -> Asked:
         """A chat as the model's template writes it.

@@ -23,12 +23,13 @@ class Run(Protocol):
     def __call__(self, *arguments: object) -> Ran: ...
 
 
-def test_from_its_start_to_its_end(folder: Path) -> None:
+def test_from_its_start_to_its_end(folder: Path, tmp_path: Path) -> None:
     command = "from lazyllm_ext.cli import main; main()"
     process = subprocess.Popen(
         [sys.executable, "-c", command, "serve", folder, "--port", "0", "--model-name", "mine"],
         stderr=subprocess.PIPE,
         text=True,
+        cwd=tmp_path,  # not where the sources are
         env={**os.environ, "LAZYLLM_API_KEY": "key"},
     )
     assert process.stderr is not None

@@ -13,6 +13,8 @@ import httpx
 import openai
 import pytest
 
+from lazyllm_ext.serve.engine import Left, Sampling
+
 from .conftest import (
     CONTEXT,
     MAX_QUEUE,
@@ -205,6 +207,18 @@ def test_a_client_that_leaves_a_whole_answer_stops_it(served: Served) -> None:
     assert eventually(lambda: _left(served))
     assert "the client left" in served.log
     assert all(len(entry.tokens) < 1500 for entry in served.engine.store._entries)
+
+
+def test_a_client_that_leaves_during_the_prefill(served: Served) -> None:
+    engine, left, pieces = served.engine, threading.Event(), []
+    asked = engine.ask_completion(STORY, Sampling(3000, 0.0, 1.0, None, ()))
+    left.set()
+    with pytest.raises(Left):
+        engine.answer(asked, pieces.append, left)
+    assert pieces == []
+    assert len(engine.store) == 0  # a cache of half the layers is of no use
+    expected = served.answer(asked.tokens)
+    assert served.complete(STORY).choices[0].text == expected
 
 
 def test_a_client_that_leaves_the_line(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
