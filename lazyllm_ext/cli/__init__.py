@@ -1,4 +1,4 @@
-"""The command line: `lazyllm-ext generate`, `bench`, `eval`, `tune` and `info`."""
+"""The command line: `lazyllm-ext generate`, `bench`, `eval`, `tune`, `serve` and others."""
 
 from .app import main
 

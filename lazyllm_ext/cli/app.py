@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from . import bench_options as options
+from . import serve_options
 from .errors import CommandError, as_input_error
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -341,6 +342,37 @@ def export(
         raise CommandError(f"--dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
     request = command.Request(model, schedule, format, output, dtype, device, max_tokens, json)
     return command.export(request)
+
+
+@app.command()
+def serve(
+    model: Annotated[str, typer.Argument(help="Folder of a transformers model, or 'demo'.")],
+    schedule: Annotated[
+        str, typer.Option(help="Name of a shipped schedule, or a JSON file.")
+    ] = "balanced",
+    host: serve_options.Host = "127.0.0.1",
+    port: serve_options.Port = 8000,
+    cache_memory: serve_options.CacheMemory = 1.0,
+    max_tokens: serve_options.MaxTokens = 1024,
+    max_queue: serve_options.MaxQueue = 16,
+    model_name: serve_options.ModelName = None,
+    api_key: serve_options.ApiKey = None,
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16, float16; auto: as the model is stored.")
+    ] = "auto",
+    device: options.Device = "auto",
+) -> int:
+    """Answer OpenAI's clients over HTTP: chats and completions, streamed or whole."""
+    from . import serve as command
+
+    if dtype not in DTYPES:
+        raise CommandError(f"--dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+    request = command.Request(
+        model=model, schedule=schedule, host=host, port=port, cache_memory=cache_memory,
+        max_tokens=max_tokens, max_queue=max_queue, model_name=model_name, api_key=api_key,
+        dtype=dtype, device=device,
+    )  # fmt: skip
+    return command.serve(request)
 
 
 @app.command()

@@ -1,0 +1,265 @@
+"""One request on the model: prompt in, pieces of text and an answer out, by `model.generate`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from threading import Event, Lock
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
+
+from lazyllm_ext.hf import Lazy, Report
+
+from .errors import ApiError, expected
+from .store import CacheStore
+from .text import Text
+
+# Below it sampling takes the likeliest token, and dividing by it would leave the range of numbers.
+_LEAST_TEMPERATURE = 1e-4
+
+
+class Left(Exception):
+    """Nobody waits for the answer any more."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen, and when it ends; `max_tokens` None for what the server allows."""
+
+    max_tokens: int | None
+    temperature: float
+    top_p: float
+    seed: int | None
+    stop: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request that fits the model: the prompt's tokens, and the most that follow."""
+
+    tokens: list[int]
+    max_tokens: int
+    sampling: Sampling
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a generation gave.
+
+    Attributes:
+        text: without the stop string that ended it.
+        finish_reason: "stop" for an end of the model's own or a stop string, "length" otherwise.
+        prompt_tokens: of the whole prompt.
+        cached_tokens: those of them that a cache held.
+        new_tokens: generated ones, the one that ended it included.
+        waited_seconds: in line.
+        ttft_seconds: from the beginning of the generation to its first token.
+        tokens_per_second: of the tokens after the first; None for a single one.
+        report: what LazyLLM computed.
+    """
+
+    text: str
+    finish_reason: str
+    prompt_tokens: int
+    cached_tokens: int
+    new_tokens: int
+    waited_seconds: float
+    ttft_seconds: float
+    tokens_per_second: float | None
+    report: Report
+
+
+class Engine:
+    """A model with LazyLLM, its tokenizer, and the caches of its conversations.
+
+    `ask_*` may be called by several threads, `answer` by one at a time.
+
+    Args:
+        lazy: what `lazyllm_ext.apply` gave.
+        tokenizer: of the model.
+        max_tokens: of an answer whose request names no number.
+        cache_bytes: budget of the caches that are kept; 0 for none.
+    """
+
+    def __init__(self, lazy: Lazy, tokenizer: Any, *, max_tokens: int, cache_bytes: int):
+        self.lazy, self.tokenizer, self._max_tokens = lazy, tokenizer, max_tokens
+        self.store = CacheStore(cache_bytes)
+        config = lazy.model.config.get_text_config()
+        self._context: int | None = getattr(config, "max_position_embeddings", None)
+        self._vocabulary: int = lazy.model.get_input_embeddings().num_embeddings
+        # Encoding sets a fast tokenizer's truncation, which two threads must not do at once.
+        self._encoding = Lock()
+
+    def ask_chat(self, messages: list[dict[str, str]], sampling: Sampling) -> Asked:
+        """A chat as the model's template writes it.
+
+        Raises:
+            ApiError: there is no template, it refuses the messages, or they are too long.
+        """
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise ApiError(
+                "messages: expected a model with a chat template, got one without; ask "
+                "/v1/completions",
+                "messages",
+            )
+        from jinja2 import TemplateError
+
+        with self._encoding:
+            try:
+                text = self.tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=True
+                )
+            except TemplateError as error:
+                raise ApiError(
+                    f"messages: the model's chat template refuses them: {error}", "messages"
+                ) from error
+            tokens = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self._ask("messages", tokens, sampling)
+
+    def ask_completion(self, prompt: str | list[int], sampling: Sampling) -> Asked:
+        """A prompt as it is: text, or tokens.
+
+        Raises:
+            ApiError: it is empty, too long, or holds a number that is no token.
+        """
+        if isinstance(prompt, list):
+            wrong = [token for token in prompt if not 0 <= token < self._vocabulary]
+            if wrong:
+                raise expected("prompt", f"tokens from 0 to {self._vocabulary - 1}", wrong[0])
+            return self._ask("prompt", prompt, sampling)
+        with self._encoding:
+            tokens = self.tokenizer(prompt)["input_ids"]
+        return self._ask("prompt", tokens, sampling)
+
+    def _ask(self, name: str, tokens: list[int], sampling: Sampling) -> Asked:
+        if not tokens:
+            raise ApiError(f"{name}: expected at least one token, got none", name)
+        wanted = sampling.max_tokens
+        if self._context is None:
+            return Asked(tokens, wanted or self._max_tokens, sampling)
+        room = self._context - len(tokens)
+        if room < (wanted or 1):
+            answer = f"an answer of up to {wanted}" if wanted else "no room for an answer"
+            raise ApiError(
+                f"{name}: expected at most {self._context} tokens, the model's context, with the "
+                f"answer; got {len(tokens)} and {answer}",
+                name,
+                code="context_length_exceeded",
+            )
+        return Asked(tokens, wanted or min(self._max_tokens, room), sampling)
+
+    def answer(
+        self, asked: Asked, emit: Callable[[str], object], left: Event, waited: float = 0.0
+    ) -> Answer:
+        """Generate; `emit` is called with each piece of the text.
+
+        The cache is kept for the next turn, also where the client left during decoding.
+
+        Raises:
+            Left: `left` was set before the answer was complete.
+        """
+        cache = self.store.take(asked.tokens) or self.lazy.new_cache()
+        watch = _Watch(Text(self.tokenizer, asked.sampling.stop), emit, left, self._ends())
+
+        def layer_done(progress: object) -> None:
+            if left.is_set():
+                raise Left
+
+        prompt = torch.tensor([asked.tokens], device=self.lazy.model.device)
+        sequences: Tensor = self.lazy.model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            past_key_values=cache,
+            max_new_tokens=asked.max_tokens,
+            stopping_criteria=StoppingCriteriaList([watch]),
+            lazy_progress=layer_done,
+            pad_token_id=self._pad(),
+            **_choice(asked.sampling),
+        )
+        held = sequences[0, : cache.get_seq_length()].tolist()  # not the last token: none followed
+        self.store.put(held, len(asked.tokens), cache)
+        if left.is_set():
+            raise Left
+        watch.end()
+        report = cache.report()
+        return Answer(
+            text="".join(watch.pieces),
+            finish_reason=watch.finish_reason,
+            prompt_tokens=len(asked.tokens),
+            cached_tokens=report.cached_tokens,
+            new_tokens=len(watch.times),
+            waited_seconds=waited,
+            ttft_seconds=watch.times[0],
+            tokens_per_second=watch.tokens_per_second,
+            report=report,
+        )
+
+    def _ends(self) -> set[int]:
+        """Tokens that end an answer."""
+        ends = self.lazy.model.generation_config.eos_token_id
+        return set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
+
+    def _pad(self) -> int | None:
+        pad: int | None = self.tokenizer.pad_token_id
+        return self.tokenizer.eos_token_id if pad is None else pad
+
+
+class _Watch(StoppingCriteria):
+    """Sees every token: hands on its text, and ends the generation.
+
+    No streamer: some versions of transformers ask the criteria before they tell the streamer.
+    """
+
+    def __init__(self, text: Text, emit: Callable[[str], object], left: Event, ends: set[int]):
+        self._text, self._emit, self._left, self._ends = text, emit, left, ends
+        self._started = perf_counter()
+        self.times: list[float] = []  # of each token, seconds since the beginning
+        self.pieces: list[str] = []
+        self._ended = False
+
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        token = int(input_ids[0, -1])
+        self.times.append(perf_counter() - self._started)
+        self._ended = token in self._ends
+        if not self._ended:
+            self._hand_on(self._text.add(token))
+        stop = self._text.stopped or self._left.is_set()
+        return torch.full((1,), stop, dtype=torch.bool, device=input_ids.device)
+
+    def end(self) -> None:
+        """No more tokens come."""
+        self._hand_on(self._text.end())
+
+    def _hand_on(self, piece: str) -> None:
+        if piece:
+            self.pieces.append(piece)
+            self._emit(piece)
+
+    @property
+    def finish_reason(self) -> str:
+        return "stop" if self._ended or self._text.stopped else "length"
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        times = self.times
+        return (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else None
+
+
+def _choice(sampling: Sampling) -> dict[str, Any]:
+    """Arguments of generate: OpenAI's, and nothing of the model's own that OpenAI does not have."""
+    if sampling.temperature < _LEAST_TEMPERATURE:
+        return {"do_sample": False}
+    if sampling.seed is None:
+        torch.seed()  # another client's seed does not decide this answer
+    else:
+        torch.manual_seed(sampling.seed)
+    return {
+        "do_sample": True,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": 0,
+    }

@@ -1,0 +1,108 @@
+"""Requests in line: one generation at a time, in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Event
+from time import perf_counter
+
+from .engine import Answer, Asked, Engine
+from .errors import ApiError
+
+
+class Job:
+    """A request in line; belongs to the event loop that made it."""
+
+    def __init__(self, asked: Asked):
+        self.asked = asked
+        self._entered = perf_counter()
+        self._loop = asyncio.get_running_loop()
+        self._items: asyncio.Queue[str | Answer | BaseException] = asyncio.Queue()
+        self._left = Event()
+        self.future: Future[None] | None = None  # its place in line
+        self._over = False  # whether an answer or an error was handed out
+
+    async def events(self) -> AsyncIterator[str | Answer]:
+        """The pieces of the text as they come, and then the answer.
+
+        Raises:
+            Exception: what the generation raised, or the reason why it was cancelled.
+        """
+        while True:
+            item = await self._items.get()
+            self._over = self._over or not isinstance(item, str)
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+            if self._over:
+                return
+
+    def cancel(self, reason: Exception) -> bool:
+        """Leave the line, or stop at the next layer or token.
+
+        Returns:
+            Whether there was something to stop.
+        """
+        if self._over:
+            return False
+        self._over = True
+        self._left.set()
+        if self.future is not None:
+            self.future.cancel()
+        self._items.put_nowait(reason)
+        return True
+
+    def run(self, engine: Engine) -> None:
+        """Generate, in the worker's thread."""
+        try:
+            waited = perf_counter() - self._entered
+            self._tell(engine.answer(self.asked, self._tell, self._left, waited))
+        except BaseException as error:
+            self._tell(error)
+
+    def _tell(self, item: str | Answer | BaseException) -> None:
+        self._loop.call_soon_threadsafe(self._items.put_nowait, item)
+
+
+class Line:
+    """Hands requests to the engine one after the other.
+
+    Args:
+        engine: answers them.
+        longest: how many may wait beside the one that is being answered.
+    """
+
+    def __init__(self, engine: Engine, longest: int):
+        self._engine, self._longest = engine, longest
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="generate")
+        self._jobs: set[Job] = set()  # the running one and those that wait
+
+    def __len__(self) -> int:
+        self._jobs = {job for job in self._jobs if job.future and not job.future.done()}
+        return len(self._jobs)
+
+    def enter(self, asked: Asked) -> Job:
+        """Put a request in line.
+
+        Raises:
+            ApiError: the line is full.
+        """
+        if len(self) > self._longest:
+            raise ApiError(
+                f"the server is busy: {self._longest} requests wait already; try again later",
+                status=429,
+                code="rate_limit_exceeded",
+                kind="rate_limit_error",
+            )
+        job = Job(asked)
+        job.future = self._worker.submit(job.run, self._engine)
+        self._jobs.add(job)
+        return job
+
+    async def close(self) -> None:
+        """Cancel everything, and wait until the worker has stopped."""
+        for job in self._jobs:
+            job.cancel(ApiError("the server is stopping", status=503, kind="server_error"))
+        await asyncio.to_thread(self._worker.shutdown)

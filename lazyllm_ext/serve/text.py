@@ -1,0 +1,70 @@
+"""Tokens -> text, piece by piece, up to a stop string."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+class Text:
+    """The text of an answer as its tokens come.
+
+    What is handed out is never taken back: a character of which only some bytes have come, and what
+    may be the beginning of a stop string, waits.
+
+    Attributes:
+        stopped: whether a stop string was found; it and what follows are not part of the text.
+    """
+
+    def __init__(self, tokenizer: Any, stops: Sequence[str]):
+        self._tokenizer, self._stops = tokenizer, stops
+        self.stopped = False
+        self._tokens: list[int] = []
+        # Tokens from _begin on are decoded again each time, since how a token reads may depend on
+        # the one before it; those before _end have been read.
+        self._begin = self._end = 0
+        self._waiting = ""
+
+    def add(self, token: int) -> str:
+        """What is certain now."""
+        self._tokens.append(token)
+        new = self._new()
+        if not new or new.endswith("\ufffd"):  # bytes of a character are missing
+            return ""
+        self._begin, self._end = self._end, len(self._tokens)
+        return self._release(new)
+
+    def end(self) -> str:
+        """The rest, when no more tokens come."""
+        if self.stopped:
+            return ""
+        released = self._release(self._new())
+        rest = "" if self.stopped else self._waiting
+        self._waiting = ""
+        return released + rest
+
+    def _new(self) -> str:
+        before = self._decode(self._tokens[self._begin : self._end])
+        return self._decode(self._tokens[self._begin :])[len(before) :]
+
+    def _decode(self, tokens: list[int]) -> str:
+        decoded = self._tokenizer.decode(
+            tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return str(decoded)
+
+    def _release(self, new: str) -> str:
+        text = self._waiting + new
+        found = [place for place in (text.find(stop) for stop in self._stops) if place >= 0]
+        if found:
+            self.stopped, self._waiting = True, ""
+            return text[: min(found)]
+        held = max((_overlap(text, stop) for stop in self._stops), default=0)
+        self._waiting = text[len(text) - held :]
+        return text[: len(text) - held]
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that `stop` begins with."""
+    longest = min(len(stop) - 1, len(text))
+    return next((size for size in range(longest, 0, -1) if text.endswith(stop[:size])), 0)
