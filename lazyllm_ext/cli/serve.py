@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -66,7 +67,7 @@ def serve(request: Request) -> int:
 def _check(request: Request) -> None:
     if not 0 <= request.port < 2**16:
         raise CommandError(f"--port: expected 0 to 65535, got {request.port}")
-    if not 0 <= request.cache_memory < math.inf:
+    if not 0 <= request.cache_memory * 2**30 < math.inf:
         raise CommandError(f"--cache-memory: expected 0 or more, got {request.cache_memory}")
     if request.max_tokens < 1:
         raise CommandError(f"--max-tokens: expected at least 1, got {request.max_tokens}")
@@ -94,10 +95,9 @@ def _run(request: Request, engine: Engine, name: str, listener: socket.socket) -
     )
     if request.host not in _LOCAL and not request.api_key:
         console.print("Whoever reaches this address may use it: no --api-key.", style="yellow")
-    try:
+    with suppress(KeyboardInterrupt):  # how it is meant to end
         server.run(sockets=[listener])
-    except KeyboardInterrupt:  # how it is meant to end
-        console.print("stopped")
+    console.print("stopped")
     return 0
 
 
@@ -125,6 +125,6 @@ def listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise CommandError(f"--host, --port: cannot listen on {host}:{port}: {reason}") from error

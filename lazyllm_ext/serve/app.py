@@ -171,7 +171,7 @@ class _Server:
         key = self._settings.api_key
         if key is None:
             return
-        sent = request.headers.get("authorization", "").encode()
+        sent = request.headers.get("authorization", "").encode("latin-1")  # as bytes came
         if not hmac.compare_digest(sent, f"Bearer {key}".encode()):
             raise ApiError(
                 "Authorization: expected 'Bearer ' and the key that the server was started with",
@@ -225,4 +225,4 @@ async def _body(request: Request) -> bytes:
 
 def _event(data: dict[str, Any]) -> str:
     """One server-sent event."""
-    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
+    return f"data: {json.dumps(data)}\n\n"

@@ -162,7 +162,10 @@ class Engine:
         Raises:
             Left: `left` was set before the answer was complete.
         """
-        cache = self.store.take(asked.tokens) or self.lazy.new_cache()
+        if left.is_set():
+            raise Left
+        held_before = self.store.take(asked.tokens)
+        cache = held_before or self.lazy.new_cache()
         watch = _Watch(Text(self.tokenizer, asked.sampling.stop), emit, left, self._ends())
 
         def layer_done(progress: object) -> None:
@@ -176,7 +179,9 @@ class Engine:
             past_key_values=cache,
             max_new_tokens=asked.max_tokens,
             stopping_criteria=StoppingCriteriaList([watch]),
-            lazy_progress=layer_done,
+            # A conversation's cache would be lost in the middle of a prefill: its turn, which is
+            # short, goes on to the first token instead.
+            lazy_progress=None if held_before else layer_done,
             pad_token_id=self._pad(),
             **_choice(asked.sampling),
         )

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Event
 from time import perf_counter
 
-from .engine import Answer, Asked, Engine
+from .engine import Answer, Asked, Engine, Left
 from .errors import ApiError
+
+_log = logging.getLogger(__name__)
 
 
 class Job:
@@ -59,8 +62,12 @@ class Job:
         try:
             waited = perf_counter() - self._entered
             self._tell(engine.answer(self.asked, self._tell, self._left, waited))
+        except Left:
+            pass  # `cancel` has told it
         except BaseException as error:
-            self._tell(error)
+            _log.error("a generation failed", exc_info=error)
+            # Its frames hold the cache, and with it memory that nobody counts.
+            self._tell(error.with_traceback(None))
 
     def _tell(self, item: str | Answer | BaseException) -> None:
         self._loop.call_soon_threadsafe(self._items.put_nowait, item)
@@ -78,6 +85,7 @@ class Line:
         self._engine, self._longest = engine, longest
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="generate")
         self._jobs: set[Job] = set()  # the running one and those that wait
+        self._closed = False
 
     def __len__(self) -> int:
         self._jobs = {job for job in self._jobs if job.future and not job.future.done()}
@@ -89,6 +97,8 @@ class Line:
         Raises:
             ApiError: the line is full.
         """
+        if self._closed:
+            raise _stopping()
         if len(self) > self._longest:
             raise ApiError(
                 f"the server is busy: {self._longest} requests wait already; try again later",
@@ -102,7 +112,13 @@ class Line:
         return job
 
     async def close(self) -> None:
-        """Cancel everything, and wait until the worker has stopped."""
+        """Cancel everything, let nobody in, and wait until the worker has stopped."""
+        self._closed = True
+        self._worker.shutdown(wait=False, cancel_futures=True)
         for job in self._jobs:
-            job.cancel(ApiError("the server is stopping", status=503, kind="server_error"))
+            job.cancel(_stopping())
         await asyncio.to_thread(self._worker.shutdown)
+
+
+def _stopping() -> ApiError:
+    return ApiError("the server is stopping", status=503, kind="server_error")

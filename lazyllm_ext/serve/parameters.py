@@ -118,6 +118,7 @@ def _refuse(name: str, value: Any) -> None:
     if name in _IGNORED:
         return
     if name not in _ASKS_NOTHING:
+        name = ascii(name)[1:-1]  # it goes into responses and logs
         raise ApiError(f"{name}: not supported", name, code="unsupported_parameter")
     for nothing in _ASKS_NOTHING[name]:
         # False is no 0 here: completions with logprobs=0 ask for those of the chosen tokens.
@@ -178,9 +179,11 @@ def _stream_options(fields: dict[str, Any], stream: bool) -> bool:
         )
     if not isinstance(options, dict):
         raise expected("stream_options", "an object", options)
+    options = {name: value for name, value in options.items() if value is not None}
     include_usage = _flag(options, "include_usage")
     options.pop("include_obfuscation", None)  # padding against eavesdroppers, which changes no text
-    for name in options:
+    for name in map(ascii, options):
+        name = name[1:-1]
         raise ApiError(f"stream_options.{name}: not supported", f"stream_options.{name}")
     return include_usage
 

@@ -79,6 +79,7 @@ def _usage(answer: Answer) -> dict[str, Any]:
         "completion_tokens": answer.new_tokens,
         "total_tokens": answer.prompt_tokens + answer.new_tokens,
         "prompt_tokens_details": {"cached_tokens": answer.cached_tokens},
+        "prompt_computed_percent": answer.report.prompt_computed_percent,  # not OpenAI's
     }
 
 

@@ -132,7 +132,7 @@ def test_what_the_description_says(tmp_path: Path, folder: Path) -> None:
     exported = export.load(tmp_path / "model.pt", tokenizer=folder / "tokenizer.json")
     assert exported.description == said
     assert said.model_type == "llama"
-    assert said.boundary_layers == [1, 2, 3]
+    assert said.boundary_layers == [1, 2]
     assert said.vocab_size == 259
     assert said.max_tokens == 256
     assert exported.schedule.name == "fast"
