@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -209,16 +209,57 @@ def test_a_client_that_leaves_a_whole_answer_stops_it(served: Served) -> None:
     assert all(len(entry.tokens) < 1500 for entry in served.engine.store._entries)
 
 
+class _LeavesLater(threading.Event):
+    """Found set from the second look on: the first one is before the prefill begins."""
+
+    looks = 0
+
+    def is_set(self) -> bool:
+        self.looks += 1
+        return self.looks > 1
+
+
 def test_a_client_that_leaves_during_the_prefill(served: Served) -> None:
-    engine, left, pieces = served.engine, threading.Event(), []
+    engine, left, pieces = served.engine, _LeavesLater(), []
     asked = engine.ask_completion(STORY, Sampling(3000, 0.0, 1.0, None, ()))
-    left.set()
     with pytest.raises(Left):
         engine.answer(asked, pieces.append, left)
+    assert left.looks == 2  # before the prefill, and after its first layer
     assert pieces == []
     assert len(engine.store) == 0  # a cache of half the layers is of no use
     expected = served.answer(asked.tokens)
     assert served.complete(STORY).choices[0].text == expected
+
+
+@pytest.mark.parametrize("when", [threading.Event, _LeavesLater], ids=["before", "during"])
+def test_a_client_that_leaves_a_further_turn_loses_no_cache(
+    served: Served, when: Callable[[], threading.Event]
+) -> None:
+    engine, left = served.engine, when()
+    served.complete(STORY, max_tokens=3)
+    (before,) = engine.store._entries
+    asked = engine.ask_completion([*before.tokens, 70, 71], Sampling(50, 0.0, 1.0, None, ()))
+    left.set()
+    with pytest.raises(Left):
+        engine.answer(asked, lambda piece: None, left)
+    (after,) = engine.store._entries
+    assert after.tokens[: len(before.tokens)] == before.tokens
+    assert len(after.tokens) <= len(asked.tokens) + 1
+
+
+def test_names_in_errors_are_ascii(served: Served) -> None:
+    for body in ({"\x1b[2J": 1}, {"\ud800": 1}, {"stream": True, "stream_options": {"\udc00": 1}}):
+        whole = {"model": NAME, "prompt": "A", **body}
+        response = httpx.post(
+            f"{served.url}/v1/completions",
+            content=json.dumps(whole),
+            headers={"Content-Type": "application/json"},
+        )
+        assert response.status_code == 400
+        message = response.json()["error"]["message"]
+        assert "not supported" in message
+        assert message.isascii()
+        assert message.isprintable()
 
 
 def test_a_client_that_leaves_the_line(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
