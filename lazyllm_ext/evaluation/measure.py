@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .metrics import score
 from .sessions import Kept, Session
-from .subject import Subject, nats
+from .subject import Subject, kl_divergence, nats
 from .tasks import Item
 
 REFERENCE_TOKENS = 32
@@ -196,7 +196,7 @@ def divergence(session: Session, logits: Tensor, reference: Reference) -> float:
     total = 0.0
     for first, got in forced(session, logits, reference.tokens):
         expected = reference.log_probs[first : first + got.size(0)]
-        total += float((expected.exp() * (expected - got.float().log_softmax(-1))).sum())
+        total += float(kl_divergence(expected, got).sum())
     return max(0.0, total / len(reference.tokens))  # rounding may leave it below 0
 
 

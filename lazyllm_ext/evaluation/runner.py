@@ -131,18 +131,11 @@ class Evaluation:
         return key_of(self.model, self.setting, contender.identity, asdict(item))
 
     def _too_long(self, item: Item) -> str | None:
-        if self.subject.context is None:
-            return None
         tokens = self.subject.encode(item).ids.numel()
         more = max(item.max_new_tokens, REFERENCE_TOKENS)
         if item.metric == "nll":
             more = max(more, self.subject.tokens(item.answers[0]).ids.numel())
-        if tokens + more <= self.subject.context:
-            return None
-        return (
-            f"{item.id}: expected at most {self.subject.context} tokens, the model's context, with "
-            f"the answer; got {tokens} and {more}"
-        )
+        return self.subject.too_long(item, tokens, more)
 
 
 def _record(job: Job, prompt: Prompt, runs: Sequence[Measured]) -> Record:

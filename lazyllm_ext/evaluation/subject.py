@@ -70,6 +70,15 @@ class Subject:
         """Whether the item's prompt becomes a turn of a chat."""
         return self.chat and item.chat and bool(getattr(self.tokenizer, "chat_template", None))
 
+    def too_long(self, item: Item, tokens: int, more: int) -> str | None:
+        """A sentence about an item whose prompt and answer of `more` tokens pass the context."""
+        if self.context is None or tokens + more <= self.context:
+            return None
+        return (
+            f"{item.id}: expected at most {self.context} tokens, the model's context, with the "
+            f"answer; got {tokens} and {more}"
+        )
+
     def encode(self, item: Item, text: str | None = None) -> Prompt:
         """The item's prompt, or another text in its place, as the model gets it.
 
@@ -133,6 +142,11 @@ class Subject:
 def nats(logits: Tensor, ids: Tensor) -> Tensor:
     """logits [T, vocab] and the tokens that came, ids [T] -> -log p [T] float32."""
     return torch.nn.functional.cross_entropy(logits.float(), ids, reduction="none")
+
+
+def kl_divergence(expected: Tensor, logits: Tensor) -> Tensor:
+    """KL(expected ‖ softmax(logits)), both [T, vocab], `expected` as log p -> [T] float32, nats."""
+    return (expected.exp() * (expected - logits.float().log_softmax(-1))).sum(-1)
 
 
 def _stop_tokens(model: Any, tokenizer: Any) -> frozenset[int]:

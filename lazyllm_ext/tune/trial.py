@@ -11,6 +11,7 @@ from torch import Tensor
 from lazyllm_ext import state as bookkeeping
 from lazyllm_ext.cost import prefill_operations
 from lazyllm_ext.decoder import LazyDecoder
+from lazyllm_ext.evaluation.subject import kl_divergence
 from lazyllm_ext.schedule import PruningSchedule
 
 from .candidates import tail
@@ -76,9 +77,8 @@ def run(dense: LazyDecoder, schedule: PruningSchedule, reference: Reference) -> 
     for place in range(count, count + len(reference.tokens) - 1):
         new = slice(place, place + 1)
         logits.append(decoder.step(hidden[new], positions[new], [1], state))
-    got = torch.cat(logits).float().log_softmax(-1)
-    expected = reference.log_probs
-    kl = float((expected.exp() * (expected - got)).sum(-1).mean())
+    got = torch.cat(logits)
+    kl = float(kl_divergence(reference.log_probs, got).mean())
     same = got.argmax(-1).cpu() == torch.tensor(reference.tokens)
     after = prefill_operations(decoder, count, active)
     whole = tail(dense, PruningSchedule(), 0)

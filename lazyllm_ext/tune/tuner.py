@@ -213,13 +213,11 @@ def _fitting(
     skipped: list[str] = []
     for item in items:
         ids = subject.encode(item).ids
-        if subject.context is None or ids.numel() + new_tokens <= subject.context:
+        refusal = subject.too_long(item, ids.numel(), new_tokens)
+        if refusal is None:
             fitting.append(ids)
         else:
-            skipped.append(
-                f"{item.id}: expected at most {subject.context} tokens, the model's context, with "
-                f"the answer; got {ids.numel()} and {new_tokens}"
-            )
+            skipped.append(refusal)
     return fitting, skipped
 
 
