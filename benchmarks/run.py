@@ -18,6 +18,7 @@ from typing import Annotated
 import typer
 
 from lazyllm_ext.cli import bench_options as options
+from lazyllm_ext.cli import model_options
 from lazyllm_ext.cli.app import run
 from lazyllm_ext.cli.errors import CommandError, as_input_error
 
@@ -38,7 +39,7 @@ def model_command(
     new_tokens: options.NewTokens = 65,
     rounds: options.Rounds = "5",
     dtype: options.Dtype = "float32",
-    device: options.Device = "cpu",
+    device: model_options.Device = "cpu",
     schedules: options.Schedules = "dense,paper,balanced,fast",
     compiled: options.Compiled = False,
     memory: options.Memory = True,
@@ -60,7 +61,7 @@ def scale_command(
     new_tokens: options.NewTokens = 33,
     rounds: options.Rounds = "3",
     dtype: options.Dtype = "float32",
-    device: options.Device = "cpu",
+    device: model_options.Device = "cpu",
     schedules: options.Schedules = "dense,balanced,fast",
     compiled: options.Compiled = False,
     memory: options.Memory = True,
@@ -238,7 +239,7 @@ def export_command(
 @app.command("operators")
 def operators_command(
     rounds: Count = 15,
-    device: options.Device = "cpu",
+    device: model_options.Device = "cpu",
     dtypes: Annotated[str, typer.Option(help="Commas between.")] = "float32,bfloat16",
     small: Annotated[
         bool, typer.Option("--small", help="A few small cases, to see that the driver runs.")

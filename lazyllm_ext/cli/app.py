@@ -9,11 +9,11 @@ from typing import Annotated
 
 import typer
 
-from . import bench_options as options
-from . import serve_options
+from . import bench_options as measured
+from . import model_options as options
+from . import serve_options as served
 from .errors import CommandError, as_input_error
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 FORMATS = ("torchscript", "aoti")
 
 app = typer.Typer(
@@ -68,24 +68,18 @@ def generate(
     question: Annotated[
         str | None, typer.Option(help="Comes after the prompt, in a paragraph of its own.")
     ] = None,
-    schedule: Annotated[
-        str, typer.Option(help="Name of a shipped schedule, or a JSON file.")
-    ] = "balanced",
+    schedule: options.Schedule = "balanced",
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 64,
     compare: Annotated[
         bool, typer.Option("--compare", help="Run the dense transformers model as well.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object only.")] = False,
+    json: options.Json = False,
     chat: Annotated[
         bool | None,
         typer.Option(help="Use the chat template; by default if the model has one."),
     ] = None,
-    dtype: Annotated[
-        str, typer.Option(help="float32, bfloat16, float16; auto: as the model is stored.")
-    ] = "auto",
-    device: Annotated[
-        str, typer.Option(help="cpu, cuda or cuda:N; auto: a GPU if there is one.")
-    ] = "auto",
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
     temperature: Annotated[
         float, typer.Option(help="0: always the likeliest token; above: sampling.")
     ] = 0.0,
@@ -97,8 +91,6 @@ def generate(
 
     if max_new_tokens < 1:
         raise CommandError(f"--max-new-tokens: expected at least 1, got {max_new_tokens}")
-    if dtype not in DTYPES:
-        raise CommandError(f"--dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
     if not 0 <= temperature < math.inf:
         raise CommandError(f"--temperature: expected 0 or more, got {temperature}")
     if seed is not None and temperature == 0:
@@ -123,7 +115,7 @@ def generate(
 
 @app.command(name="eval")
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Folder of a transformers model, or 'demo'.")],
+    model: options.Folder,
     output: Annotated[
         Path, typer.Option(help="Folder for records and reports; goes on with what is in it.")
     ],
@@ -164,27 +156,19 @@ def evaluate(
     page: Annotated[
         str | None, typer.Option(help="Id of an item to write as a page: which tokens were kept.")
     ] = None,
-    chat: Annotated[
-        bool, typer.Option(help="Chat template for items that say so, if the model has one.")
-    ] = True,
+    chat: options.Chat = True,
     answer_prefix: Annotated[
         bool,
         typer.Option(
             "--answer-prefix", help="Append the items' answer_prefix where no template is used."
         ),
     ] = False,
-    dtype: Annotated[
-        str, typer.Option(help="float32, bfloat16, float16; auto: as the model is stored.")
-    ] = "auto",
-    device: Annotated[
-        str, typer.Option(help="cpu, cuda or cuda:N; auto: a GPU if there is one.")
-    ] = "auto",
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
 ) -> int:
     """Compare schedules and baselines on tasks: scores, speed, and how near they are to dense."""
     from . import evaluate as command
 
-    if dtype not in DTYPES:
-        raise CommandError(f"--dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
     if limit is not None and limit < 1:
         raise CommandError(f"--limit: expected at least 1, got {limit}")
     if bool(tasks) == bool(longbench):
@@ -227,19 +211,19 @@ def _whole_numbers(option: str, text: str | None) -> list[int]:
 
 @app.command()
 def bench(
-    model: Annotated[str, typer.Argument(help="Folder of a transformers model, or 'demo'.")],
+    model: options.Folder,
     prompt_tokens: Annotated[
         str, typer.Option(help="Length of the prompt; several with commas show how it scales.")
     ] = "2048",
-    new_tokens: options.NewTokens = 33,
-    rounds: options.Rounds = "3",
-    dtype: options.Dtype = "float32",
+    new_tokens: measured.NewTokens = 33,
+    rounds: measured.Rounds = "3",
+    dtype: measured.Dtype = "float32",
     device: options.Device = "auto",
-    schedules: options.Schedules = "dense,balanced,fast",
-    compiled: options.Compiled = False,
-    memory: options.Memory = True,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object only.")] = False,
-    output: options.Output = None,
+    schedules: measured.Schedules = "dense,balanced,fast",
+    compiled: measured.Compiled = False,
+    memory: measured.Memory = True,
+    json: options.Json = False,
+    output: measured.Output = None,
 ) -> int:
     """Measure a model under transformers and under every schedule, on this machine."""
     from . import bench as command
@@ -253,7 +237,7 @@ def bench(
 
 @app.command()
 def tune(
-    model: Annotated[str, typer.Argument(help="Folder of a transformers model, or 'demo'.")],
+    model: options.Folder,
     prompts: Annotated[
         Path, typer.Option(help="JSON lines with `prompt` and maybe `chat`; 10 to 50 are enough.")
     ],
@@ -275,23 +259,15 @@ def tune(
     ] = 16,
     boundaries: Annotated[int, typer.Option(help="Most boundaries, 1 to 3.")] = 2,
     runs: Annotated[int, typer.Option(help="Most schedules that are run.")] = 40,
-    chat: Annotated[
-        bool, typer.Option(help="Chat template for prompts that say so, if the model has one.")
-    ] = True,
-    dtype: Annotated[
-        str, typer.Option(help="float32, bfloat16, float16; auto: as the model is stored.")
-    ] = "auto",
-    device: Annotated[
-        str, typer.Option(help="cpu, cuda or cuda:N; auto: a GPU if there is one.")
-    ] = "auto",
+    chat: options.Chat = True,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
 ) -> int:
     """Find the cheapest schedule that stays near the dense model on your own prompts."""
     from lazyllm_ext.tune import Wish
 
     from . import tune as command
 
-    if dtype not in DTYPES:
-        raise CommandError(f"--dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
     if limit is not None and limit < 2:
         raise CommandError(f"--limit: expected at least 2, got {limit}")
     with as_input_error(ValueError):
@@ -312,24 +288,18 @@ def tune(
 
 @app.command()
 def export(
-    model: Annotated[str, typer.Argument(help="Folder of a transformers model, or 'demo'.")],
+    model: options.Folder,
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")],
-    schedule: Annotated[
-        str, typer.Option(help="Name of a shipped schedule, or a JSON file.")
-    ] = "balanced",
+    schedule: options.Schedule = "balanced",
     format: Annotated[
         str, typer.Option(help="torchscript, or aoti: the decoding step compiled too.")
     ] = "torchscript",
-    dtype: Annotated[
-        str, typer.Option(help="float32, bfloat16, float16; auto: as the model is stored.")
-    ] = "auto",
-    device: Annotated[
-        str, typer.Option(help="cpu, cuda or cuda:N; auto: a GPU if there is one.")
-    ] = "cpu",
+    dtype: options.Dtype = "auto",
+    device: options.Device = "cpu",
     max_tokens: Annotated[
         int, typer.Option(help="Of --format aoti: longest context of the compiled step.")
     ] = 4096,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object only.")] = False,
+    json: options.Json = False,
 ) -> int:
     """Write a model with its schedule as a file that runs without Python."""
     from . import export as command
@@ -338,35 +308,27 @@ def export(
         raise CommandError(f"--max-tokens: expected at least 1, got {max_tokens}")
     if format not in FORMATS:
         raise CommandError(f"--format: expected one of {', '.join(FORMATS)}, got {format!r}")
-    if dtype not in DTYPES:
-        raise CommandError(f"--dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
     request = command.Request(model, schedule, format, output, dtype, device, max_tokens, json)
     return command.export(request)
 
 
 @app.command()
 def serve(
-    model: Annotated[str, typer.Argument(help="Folder of a transformers model, or 'demo'.")],
-    schedule: Annotated[
-        str, typer.Option(help="Name of a shipped schedule, or a JSON file.")
-    ] = "balanced",
-    host: serve_options.Host = "127.0.0.1",
-    port: serve_options.Port = 8000,
-    cache_memory: serve_options.CacheMemory = 1.0,
-    max_tokens: serve_options.MaxTokens = 1024,
-    max_queue: serve_options.MaxQueue = 16,
-    model_name: serve_options.ModelName = None,
-    api_key: serve_options.ApiKey = None,
-    dtype: Annotated[
-        str, typer.Option(help="float32, bfloat16, float16; auto: as the model is stored.")
-    ] = "auto",
+    model: options.Folder,
+    schedule: options.Schedule = "balanced",
+    host: served.Host = "127.0.0.1",
+    port: served.Port = 8000,
+    cache_memory: served.CacheMemory = 1.0,
+    max_tokens: served.MaxTokens = 1024,
+    max_queue: served.MaxQueue = 16,
+    model_name: served.ModelName = None,
+    api_key: served.ApiKey = None,
+    dtype: options.Dtype = "auto",
     device: options.Device = "auto",
 ) -> int:
     """Answer OpenAI's clients over HTTP: chats and completions, streamed or whole."""
     from . import serve as command
 
-    if dtype not in DTYPES:
-        raise CommandError(f"--dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
     request = command.Request(
         model=model, schedule=schedule, host=host, port=port, cache_memory=cache_memory,
         max_tokens=max_tokens, max_queue=max_queue, model_name=model_name, api_key=api_key,
@@ -377,7 +339,7 @@ def serve(
 
 @app.command()
 def info(
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object only.")] = False,
+    json: options.Json = False,
 ) -> int:
     """Show versions, the instruction set in use, CUDA architectures, kernels and schedules."""
     from . import info as command

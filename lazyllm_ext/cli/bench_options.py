@@ -10,7 +10,6 @@ import typer
 NewTokens = Annotated[int, typer.Option(help="Tokens to generate after each prompt.")]
 Rounds = Annotated[str, typer.Option(help="Rounds that count; one number, or one for each length.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N; auto: a GPU if there is one.")]
 Schedules = Annotated[
     str, typer.Option(help="Names of shipped schedules or JSON files, commas between.")
 ]
