@@ -13,7 +13,7 @@ QUESTION ?= What was the length of the Sperm Whale's skeleton at Tranque?
 VENV := .venv
 OLDEST := $(VENV)/oldest
 OLDEST_TRANSFORMERS := $(shell sed -n 's/.*"transformers>=\([0-9.]*\)".*/\1/p' pyproject.toml)
-OLDEST_TESTS ?= tests/hf --deselect tests/hf/test_real.py
+OLDEST_TESTS ?= tests/hf tests/serve --deselect tests/hf/test_real.py --deselect tests/serve/test_real.py
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 SOURCES := $(shell find csrc lazyllm_ext setup.py pyproject.toml README.md LICENSE -type f \

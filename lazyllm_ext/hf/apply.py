@@ -75,6 +75,11 @@ class Refused(Lazy):
         loaded = PruningSchedule.load(schedule)
         self.schedule = loaded if min_tokens is None else replace(loaded, min_tokens=min_tokens)
 
+    @property
+    def decoder(self) -> NoReturn:  # type: ignore[override]
+        """See `new_cache`."""
+        raise NotSupportedError(self._refusal)
+
     def report(self) -> Report:
         """That nothing is done, and why: `refused`."""
         return refused_report(self._refusal)

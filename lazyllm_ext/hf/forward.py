@@ -77,7 +77,7 @@ def run(
     """
     started = perf_counter()
     weight: Any = decoder.embed.weight
-    name, tensor = _the_input(input_ids, inputs_embeds, weight.dtype)
+    name, tensor = _the_input(input_ids, inputs_embeds, weight)
     refuse_context(name, tensor, weight.device)
     batch, columns = tensor.size(0), tensor.size(1)
     if batch == 0 or columns == 0:
@@ -140,26 +140,32 @@ def run(
 
 
 def _the_input(
-    input_ids: Tensor | None, inputs_embeds: Tensor | None, dtype: torch.dtype
+    input_ids: Tensor | None, inputs_embeds: Tensor | None, weight: Tensor
 ) -> tuple[str, Tensor]:
-    """The one input that is given, by name."""
+    """The one input that is given, by name; `weight` [vocab, hidden] is that of the embedding."""
     if input_ids is not None and inputs_embeds is not None:
         raise ValueError("input_ids: expected one of input_ids and inputs_embeds, got both")
     if inputs_embeds is not None:
-        if inputs_embeds.dim() != 3 or inputs_embeds.dtype != dtype:
+        hidden, dtype = weight.size(1), weight.dtype
+        fits = isinstance(inputs_embeds, Tensor) and inputs_embeds.dim() == 3
+        if not fits or inputs_embeds.size(2) != hidden or inputs_embeds.dtype != dtype:
             raise ValueError(
-                f"inputs_embeds: expected [batch, columns, hidden] of {dtype}, "
-                f"got {list(inputs_embeds.shape)} of {inputs_embeds.dtype}"
+                f"inputs_embeds: expected [batch, columns, {hidden}] of {dtype}, "
+                f"got {_shown(inputs_embeds)}"
             )
         return "inputs_embeds", inputs_embeds
     if input_ids is None:
         raise ValueError("input_ids: expected one of input_ids and inputs_embeds, got none")
-    if input_ids.dim() != 2 or input_ids.dtype not in (torch.int64, torch.int32):
-        raise ValueError(
-            "input_ids: expected [batch, columns] of int64, "
-            f"got {list(input_ids.shape)} of {input_ids.dtype}"
-        )
+    fits = isinstance(input_ids, Tensor) and input_ids.dim() == 2
+    if not fits or input_ids.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"input_ids: expected [batch, columns] of int64, got {_shown(input_ids)}")
     return "input_ids", input_ids
+
+
+def _shown(given: Any) -> str:
+    if not isinstance(given, Tensor):
+        return f"{type(given).__name__}, no tensor"
+    return f"{list(given.shape)} of {given.dtype}"
 
 
 def _logits_kept(asked: int | Tensor, rows: Rows, decoder: LazyDecoder) -> int:

@@ -129,8 +129,16 @@ def _check_past(absent: Tensor, before: Tensor | None) -> None:
 def find_positions(
     position_ids: Tensor | None, rows: Rows, cache: LazyCache, device: torch.device
 ) -> Tensor:
-    """Positions [rows] int64: those given, else each token's index in its own sequence."""
+    """Positions [rows] int64: those given, else each token's index in its own sequence.
+
+    Raises:
+        NotSupportedError: positions that are no whole numbers.
+        ValueError: positions of another size.
+    """
     if position_ids is not None:
+        if not isinstance(position_ids, Tensor) or position_ids.is_floating_point():
+            got = getattr(position_ids, "dtype", type(position_ids).__name__)
+            raise NotSupportedError(f"position_ids: expected a tensor of int64, got {got}")
         if position_ids.dim() != 2 or position_ids.size(0) not in (1, rows.batch):
             raise ValueError(
                 f"position_ids: expected shape [{rows.batch}, {rows.columns}], "

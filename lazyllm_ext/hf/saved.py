@@ -65,7 +65,10 @@ def save(cache: LazyCache, model: str, path: str | os.PathLike[str]) -> None:
         "schedule": json.dumps(_rules(cache.plan)),
         "columns": str(cache.columns),
     }
-    save_file(tensors, path, metadata)
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as error:
+        raise OSError(f"path: cannot write {os.fspath(path)}: {error}") from error
 
 
 def load(
@@ -146,6 +149,6 @@ def _check(where: str, metadata: dict[str, str], plan: Plan, model: str) -> None
     if got != expected:
         different = [name for name in expected if got.get(name) != expected[name]]
         raise ValueError(
-            f"{where}: expected a prefill under the schedule that is applied, got another "
-            f"{', '.join(different)}"
+            f"{where}: expected a prefill under the schedule that is applied or given, got one "
+            f"under a schedule with other {', '.join(different)}"
         )

@@ -14,6 +14,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from .engine import Answer, Engine, Left
 from .errors import ApiError, internal
@@ -56,6 +57,7 @@ def make_app(engine: Engine, settings: Settings) -> FastAPI:
     app.add_api_route("/v1/completions", server.complete, methods=["POST"])
     app.add_exception_handler(ApiError, server.refused)
     app.add_exception_handler(HTTPException, server.no_route)
+    app.add_exception_handler(ClientDisconnect, server.left)
     app.add_exception_handler(Exception, server.failed)
     return app
 
@@ -113,7 +115,8 @@ class _Server:
         body = await _body(request)
         parameters = read_parameters(body, chat=chat, model=self._settings.name)
         ask: Any = self._engine.ask_chat if chat else self._engine.ask_completion
-        asked = await asyncio.to_thread(ask, parameters.prompt, parameters.sampling)
+        with self.line.place():
+            asked = await asyncio.to_thread(ask, parameters.prompt, parameters.sampling)
         job = self.line.enter(asked)
         self._watch(request, job)
         shape = Shape(chat, self._settings.name, parameters.include_usage)
@@ -191,6 +194,11 @@ class _Server:
         return JSONResponse(
             ApiError(said).to_dict(), error.status_code, headers=dict(error.headers or {})
         )
+
+    async def left(self, request: Request, error: Exception) -> Response:
+        """Before all of the body had come."""
+        self._settings.log("the client left")
+        return Response(status_code=_CLIENT_LEFT)
 
     async def failed(self, request: Request, error: Exception) -> Response:
         self._settings.log(f"failed: {error!r}")

@@ -39,11 +39,19 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Asked:
-    """A request that fits the model: the prompt's tokens, and the most that follow."""
+    """A request that fits the model.
+
+    Attributes:
+        tokens: of the prompt.
+        max_tokens: the most that follow.
+        sampling: how they are chosen.
+        goes_on: whether the answer's text goes on from the prompt's, as a chat's does not.
+    """
 
     tokens: list[int]
     max_tokens: int
     sampling: Sampling
+    goes_on: bool
 
 
 @dataclass(frozen=True)
@@ -118,7 +126,7 @@ class Engine:
                     f"messages: the model's chat template refuses them: {error}", "messages"
                 ) from error
             tokens = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return self._ask("messages", tokens, sampling)
+        return self._ask("messages", tokens, sampling, goes_on=False)
 
     def ask_completion(self, prompt: str | list[int], sampling: Sampling) -> Asked:
         """A prompt as it is: text, or tokens.
@@ -130,17 +138,17 @@ class Engine:
             wrong = [token for token in prompt if not 0 <= token < self._vocabulary]
             if wrong:
                 raise expected("prompt", f"tokens from 0 to {self._vocabulary - 1}", wrong[0])
-            return self._ask("prompt", prompt, sampling)
+            return self._ask("prompt", prompt, sampling, goes_on=True)
         with self._encoding:
             tokens = self.tokenizer(prompt)["input_ids"]
-        return self._ask("prompt", tokens, sampling)
+        return self._ask("prompt", tokens, sampling, goes_on=True)
 
-    def _ask(self, name: str, tokens: list[int], sampling: Sampling) -> Asked:
+    def _ask(self, name: str, tokens: list[int], sampling: Sampling, goes_on: bool) -> Asked:
         if not tokens:
             raise ApiError(f"{name}: expected at least one token, got none", name)
         wanted = sampling.max_tokens
         if self._context is None:
-            return Asked(tokens, wanted or self._max_tokens, sampling)
+            return Asked(tokens, wanted or self._max_tokens, sampling, goes_on)
         room = self._context - len(tokens)
         if room < (wanted or 1):
             answer = f"an answer of up to {wanted}" if wanted else "no room for an answer"
@@ -150,7 +158,7 @@ class Engine:
                 name,
                 code="context_length_exceeded",
             )
-        return Asked(tokens, wanted or min(self._max_tokens, room), sampling)
+        return Asked(tokens, wanted or min(self._max_tokens, room), sampling, goes_on)
 
     def answer(
         self, asked: Asked, emit: Callable[[str], object], left: Event, waited: float = 0.0
@@ -166,7 +174,9 @@ class Engine:
             raise Left
         held_before = self.store.take(asked.tokens)
         cache = held_before or self.lazy.new_cache()
-        watch = _Watch(Text(self.tokenizer, asked.sampling.stop), emit, left, self._ends())
+        before = asked.tokens[-1:] if asked.goes_on else ()
+        text = Text(self.tokenizer, asked.sampling.stop, before)
+        watch = _Watch(text, emit, left, self._ends())
 
         def layer_done(progress: object) -> None:
             if left.is_set():

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from threading import Event
 from time import perf_counter
 
@@ -85,11 +86,26 @@ class Line:
         self._engine, self._longest = engine, longest
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="generate")
         self._jobs: set[Job] = set()  # the running one and those that wait
+        self._places = 0  # held for requests that are about to enter
         self._closed = False
 
     def __len__(self) -> int:
         self._jobs = {job for job in self._jobs if job.future and not job.future.done()}
         return len(self._jobs)
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Hold a place while a request is made ready: what is not let in costs no work.
+
+        Raises:
+            ApiError: the line is full.
+        """
+        self._check_room()
+        self._places += 1
+        try:
+            yield
+        finally:
+            self._places -= 1
 
     def enter(self, asked: Asked) -> Job:
         """Put a request in line.
@@ -97,19 +113,22 @@ class Line:
         Raises:
             ApiError: the line is full.
         """
+        self._check_room()
+        job = Job(asked)
+        job.future = self._worker.submit(job.run, self._engine)
+        self._jobs.add(job)
+        return job
+
+    def _check_room(self) -> None:
         if self._closed:
             raise _stopping()
-        if len(self) > self._longest:
+        if len(self) + self._places > self._longest:
             raise ApiError(
                 f"the server is busy: {self._longest} requests wait already; try again later",
                 status=429,
                 code="rate_limit_exceeded",
                 kind="rate_limit_error",
             )
-        job = Job(asked)
-        job.future = self._worker.submit(job.run, self._engine)
-        self._jobs.add(job)
-        return job
 
     async def close(self) -> None:
         """Cancel everything, let nobody in, and wait until the worker has stopped."""

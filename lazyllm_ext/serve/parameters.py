@@ -198,7 +198,7 @@ def _stops(given: Any) -> tuple[str, ...]:
         or not all(isinstance(stop, str) and stop for stop in stops)
     ):
         raise expected("stop", f"a string, or up to {_MOST_STOPS} in a list, none empty", given)
-    return tuple(stops)
+    return tuple(_text("stop", stop) for stop in stops)
 
 
 def _prompt(given: Any) -> str | list[int]:

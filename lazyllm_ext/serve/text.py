@@ -10,29 +10,39 @@ class Text:
     """The text of an answer as its tokens come.
 
     What is handed out is never taken back: a character of which only some bytes have come, and what
-    may be the beginning of a stop string, waits.
+    may be the beginning of a stop string, waits. Special tokens have no text, but stop strings may
+    name them.
+
+    Args:
+        tokenizer: of the model.
+        stops: strings that end the text.
+        before: tokens that it goes on from; without any, a space in front is the tokenizer's own.
 
     Attributes:
         stopped: whether a stop string was found; it and what follows are not part of the text.
     """
 
-    def __init__(self, tokenizer: Any, stops: Sequence[str]):
-        self._tokenizer, self._stops = tokenizer, stops
+    def __init__(self, tokenizer: Any, stops: Sequence[str], before: Sequence[int] = ()):
+        self._tokenizer = tokenizer
+        self._marks, marked = _with_marks(tokenizer, stops)
+        self._stops = {*stops, *marked}
         self.stopped = False
-        self._tokens: list[int] = []
+        self._tokens = list(before)
         # Tokens from _begin on are decoded again each time, since how a token reads may depend on
         # the one before it; those before _end have been read.
-        self._begin = self._end = 0
+        self._begin, self._end = 0, len(before)
         self._waiting = ""
 
     def add(self, token: int) -> str:
         """What is certain now."""
         self._tokens.append(token)
+        mark = self._marks.get(token, "")
         new = self._new()
-        if not new or new.endswith("\ufffd"):  # bytes of a character are missing
+        if new.endswith("\ufffd") and not mark:  # bytes of a character are missing
             return ""
-        self._begin, self._end = self._end, len(self._tokens)
-        return self._release(new)
+        if new:
+            self._begin, self._end = self._end, len(self._tokens)
+        return self._release(new + mark)
 
     def end(self) -> str:
         """The rest, when no more tokens come."""
@@ -41,7 +51,7 @@ class Text:
         released = self._release(self._new())
         rest = "" if self.stopped else self._waiting
         self._waiting = ""
-        return released + rest
+        return released + self._shown(rest)
 
     def _new(self) -> str:
         before = self._decode(self._tokens[self._begin : self._end])
@@ -58,10 +68,29 @@ class Text:
         found = [place for place in (text.find(stop) for stop in self._stops) if place >= 0]
         if found:
             self.stopped, self._waiting = True, ""
-            return text[: min(found)]
+            return self._shown(text[: min(found)])
         held = max((_overlap(text, stop) for stop in self._stops), default=0)
         self._waiting = text[len(text) - held :]
-        return text[: len(text) - held]
+        return self._shown(text[: len(text) - held])
+
+    def _shown(self, text: str) -> str:
+        for mark in self._marks.values():
+            text = text.replace(mark, "")
+        return text
+
+
+def _with_marks(tokenizer: Any, stops: Sequence[str]) -> tuple[dict[int, str], list[str]]:
+    """What stands in the text for special tokens that stop strings name, and such stop strings.
+
+    It is half of a surrogate pair, which no decoded text holds.
+    """
+    marks: dict[int, str] = {}
+    marked = list(stops)
+    for number, token in tokenizer.added_tokens_decoder.items():
+        if token.special and any(token.content in stop for stop in stops):
+            marks[number] = mark = chr(0xD800 + len(marks))
+            marked = [stop.replace(token.content, mark) for stop in marked]
+    return marks, marked
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -60,7 +60,12 @@ class TestModels:
         assert lazyllm_ext.Report.from_dict(report.to_dict()) == report
         assert lazy.schedule == lazyllm_ext.PruningSchedule.from_dict(PRUNING)
         assert lazy.model is model
-        for use in (lazy.new_cache, lambda: lazy.prefill(ids), lambda: lazy.load("x")):
+        for use in (
+            lazy.new_cache,
+            lambda: lazy.prefill(ids),
+            lambda: lazy.load("x"),
+            lambda: lazy.decoder,
+        ):
             with pytest.raises(NotSupportedError, match="got 'opt'"):
                 use()
 

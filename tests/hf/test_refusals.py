@@ -275,6 +275,13 @@ FORWARD = {
     "neither": ({"input_ids": None}, "got none"),
     "flat": ({"input_ids": torch.zeros(13, dtype=torch.long)}, r"expected \[batch, columns\]"),
     "floats": ({"input_ids": torch.zeros(3, 13)}, "of int64, got .* of torch.float32"),
+    "text": ({"input_ids": "a prompt"}, r"input_ids: .* got str, no tensor"),
+    "lists": ({"input_ids": [[1, 2]]}, r"input_ids: .* got list, no tensor"),
+    "positions of lists": ({"position_ids": [[0] * 13] * 3}, "position_ids: .* got list"),
+    "positions in between": (
+        {"position_ids": torch.arange(13)[None] / 2},
+        "position_ids: expected a tensor of int64, got torch.float32",
+    ),
     "empty": ({"input_ids": torch.zeros(1, 0, dtype=torch.long)}, "at least one token, got shape"),
     "no batch": ({"input_ids": torch.zeros(0, 5, dtype=torch.long)}, "at least one token"),
     "too long": (
@@ -288,6 +295,10 @@ FORWARD = {
     "embeds dtype": (
         {"input_ids": None, "inputs_embeds": torch.zeros(1, 4, 48, dtype=torch.float16)},
         "inputs_embeds: expected .* of torch.float32, got .* of torch.float16",
+    ),
+    "embeds width": (
+        {"input_ids": None, "inputs_embeds": torch.zeros(1, 4, 47)},
+        r"inputs_embeds: expected \[batch, columns, 48\] .*, got \[1, 4, 47\]",
     ),
     "gradient": (
         {"input_ids": None, "inputs_embeds": torch.zeros(1, 4, 48, requires_grad=True)},

@@ -167,7 +167,7 @@ class TestRefused:
     )
     def test_another_schedule(self, path: Path, change: Any, named: str) -> None:
         lazy = lazyllm_ext.apply(tiny_model("llama"), {**PRUNING, **change})
-        with pytest.raises(ValueError, match=f"schedule that is applied, got another {named}"):
+        with pytest.raises(ValueError, match=f"under a schedule with other {named}"):
             lazy.load(path)
 
     def test_other_files(self, lazy: Any, tmp_path: Path) -> None:
@@ -253,3 +253,8 @@ class TestRefused:
         other = lazyllm_ext.apply(tiny_model("llama"), PRUNING)
         with pytest.raises(ValueError, match="got another one's"):
             lazy.save(other.prefill(ids), tmp_path / "other")
+
+    def test_a_file_that_cannot_be_written(self, lazy: Any, ids: Tensor, tmp_path: Path) -> None:
+        for path in (tmp_path, tmp_path / "none" / "x"):
+            with pytest.raises(OSError, match=f"path: cannot write {path}: "):
+                lazy.save(lazy.prefill(ids), path)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -181,6 +183,44 @@ def test_a_full_line(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
         for response in asked:
             assert response.result().choices[0].message.content == expected
     assert served.chat([user(STORY)]).choices[0].message.content == expected
+
+
+def test_no_more_are_read_than_may_wait(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, ask, asked = threading.Event(), served.engine.ask_chat, []
+
+    def gated(*args: Any) -> Any:
+        asked.append(args)
+        assert gate.wait(30)
+        return ask(*args)
+
+    monkeypatch.setattr(served.engine, "ask_chat", gated)
+    with ThreadPoolExecutor(1 + MAX_QUEUE) as pool:
+        first = [pool.submit(served.chat, [user(STORY)]) for _ in range(1 + MAX_QUEUE)]
+        try:
+            assert eventually(lambda: len(asked) == 1 + MAX_QUEUE)
+            with pytest.raises(openai.RateLimitError, match="2 requests wait"):
+                served.chat([user(STORY)])
+        finally:
+            gate.set()
+        for response in first:
+            assert response.result().usage.completion_tokens == 12
+    assert len(asked) == 1 + MAX_QUEUE
+    with pytest.raises(openai.BadRequestError):  # gives its place back
+        served.chat([user("x" * CONTEXT)])
+    assert served.chat([user(STORY)]).usage.completion_tokens == 12
+
+
+def test_a_client_that_leaves_before_it_has_asked(
+    served: Served, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("uvicorn"), "propagate", True)  # to caplog
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    with socket.create_connection(("127.0.0.1", served.port)) as connection:
+        connection.sendall(head + b'Content-Length: 100\r\n\r\n{"model"')
+    assert eventually(lambda: bool(served.log))
+    assert served.complete(STORY).usage.completion_tokens == 12
+    assert served.log[0] == "the client left"
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 def _left(served: Served) -> bool:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as some
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, decoders, models
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lazyllm_ext.serve.text import Text
 
@@ -67,3 +68,70 @@ def test_special_tokens_have_no_text(tokenizer: Any) -> None:
     assert [text.add(token) for token in tokens] == ["", "x", "", ""]
     assert text.end() == "a"
     assert not text.stopped
+
+
+@pytest.mark.parametrize(
+    "stop,words,shown,stopped",
+    [
+        ("</s>", ["ab", "</s>", "c"], "ab", True),
+        ("b</s>", ["ab", "</s>", "c"], "a", True),
+        ("<s>a</s>", ["b", "<s>", "a", "<s>", "a", "</s>"], "ba", True),
+        ("</s>c", ["a", "</s>", "b", "</s>", "c"], "ab", True),
+        ("</s>", ["a", "\xc3", "</s>", "c"], "a\ufffd", True),  # half of a character before it
+        ("</s>", ["</", "s>", "c"], "", True),  # the same letters, no special token
+        ("</s>", ["a", "<s>", "b"], "ab", False),
+        ("b</s>", ["a", "</s>", "b"], "ab", False),
+    ],
+)
+@pytest.mark.parametrize("others", [(), ("never",)])
+def test_stops_that_name_special_tokens(
+    tokenizer: Any,
+    stop: str,
+    others: tuple[str, ...],
+    words: list[str],
+    shown: str,
+    stopped: bool,
+) -> None:
+    text, got = Text(tokenizer, (*others, stop)), ""
+    for token in (token for word in words for token in _tokens(tokenizer, word)):
+        if not text.stopped:
+            got += text.add(token)
+    assert (got + text.end(), text.stopped) == (shown, stopped)
+
+
+def _tokens(tokenizer: Any, word: str) -> list[int]:
+    """A special token, or the tokens of a word's bytes."""
+    table = tokenizer.backend_tokenizer
+    if word in ("<s>", "</s>"):
+        return [table.token_to_id(word)]
+    return [_token(table, byte) for byte in word.encode("latin-1")]
+
+
+@pytest.fixture(scope="module")
+def with_spaces() -> Any:
+    """As Llama 2 has it: a token has the space before it, and a text loses its first one."""
+    words = ["<s>", "▁Paris", "▁is", "▁", "▁Rome", "s"]
+    table = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}))
+    table.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=table, bos_token="<s>")
+
+
+@pytest.mark.parametrize(
+    "before,shown",
+    [
+        ([], "Paris is Romes"),
+        ([0], "Paris is Romes"),  # the beginning of a text
+        ([2], " Paris is Romes"),
+        ([3], " Paris is Romes"),
+        ([5], " Paris is Romes"),
+    ],
+)
+def test_the_first_space_depends_on_what_is_before(
+    with_spaces: Any, before: list[int], shown: str
+) -> None:
+    text = Text(with_spaces, (), before)
+    assert "".join(map(text.add, [1, 2, 4, 5])) + text.end() == shown
+    whole = with_spaces.decode([*before, 1, 2, 4, 5], skip_special_tokens=True)
+    assert with_spaces.decode(before, skip_special_tokens=True) + shown == whole
