@@ -80,6 +80,13 @@ def operators(cuda: Path | None) -> Extension:
     architectures = ""
     # Named again, as needed or not: a program that loads the library may not have them.
     link = ["-Wl,--no-as-needed", "-lc10", "-ltorch_cpu", "-ltorch"]
+    # The same library whichever folders and build of torch it is made with: no paths of them in its
+    # messages, no symbols but its own (beside some libtorch_cpu.so a linker exports a few more).
+    link += [f"-Wl,--version-script={ROOT / 'csrc' / 'exports.map'}"]
+    link += [] if is_set("DEBUG") else ["-Wl,-s"]
+    relative = [
+        f"-ffile-prefix-map={folder}/=" for folder in (ROOT, Path(torch.__file__).parents[1])
+    ]
     macros = [("TORCH_TARGET_VERSION", "0x020a000000000000")]
     include = []
     if cuda is not None:
@@ -94,15 +101,20 @@ def operators(cuda: Path | None) -> Extension:
         link += [f"-L{cuda / folder}" for folder in ("lib64", "lib")]
         link += ["-lcudart_static", "-Wl,--exclude-libs,ALL", "-ldl", "-lrt", "-lpthread"]
     macros.append(("LAZYLLM_CUDA_ARCHITECTURES", f'"{architectures}"'))
-    flags = [*optimize, "-std=c++20", "-fvisibility=hidden"]
+    # Some CPythons ask for -fwrapv and others for this, which makes other code.
+    flags = [*optimize, "-std=c++20", "-fvisibility=hidden", "-fno-strict-overflow"]
     return cpp_extension.CppExtension(
         OPERATORS,
         [str(path.relative_to(ROOT)) for path in sources],
         define_macros=macros,
         include_dirs=include,
         extra_compile_args={
-            "cxx": [*flags, "-Wall"],
-            "nvcc": [*optimize[:1], "-std=c++20", "-Xcompiler=-fvisibility=hidden"],
+            "cxx": [*flags, *relative, "-Wall"],
+            "nvcc": [
+                *optimize[:1],
+                "-std=c++20",
+                *(f"-Xcompiler={flag}" for flag in ("-fvisibility=hidden", *relative)),
+            ],
         },
         extra_link_args=link,
         py_limited_api=True,  # not linked with Python

@@ -1,4 +1,4 @@
-"""Exports beside `apply`: the same greedy tokens, in Python and from the C++ program."""
+"""Exports beside `apply`: the same greedy tokens, in Python and from the C++ program; times."""
 
 import re
 import subprocess
@@ -18,9 +18,13 @@ from lazyllm_ext import export
 from lazyllm_ext.bench import BenchError
 from lazyllm_ext.bench.model import Clock, Model
 from lazyllm_ext.bench.timing import interleave, ratio, spread
+from lazyllm_ext.hf.versions import CACHE_NAME
 from lazyllm_ext.schedule import PruningSchedule
 
 _TIMES = re.compile(r"first token after ([\d.]+) s, then ([\d.]+) tokens/s")
+
+
+_SECOND_TURN = 32  # tokens of it
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,10 @@ class Answer:
     tokens: list[int]
     ttft: float
     per_token: float
+
+
+# Answers the turns of one conversation, each given by its new ids.
+Contender = Callable[[list[list[int]]], list[Answer]]
 
 
 def exports(
@@ -44,82 +52,144 @@ def exports(
     """Time to the first token and decoding of `apply`, of both formats, and of `generate` on both.
 
     The schedule revives at most `max_revive` tokens a step and boundary, as a compiled step must.
+    Two turns are verified, and the first is timed, `rounds` times.
 
     Raises:
         BenchError: an export answers other tokens than `apply`.
     """
     name = getattr(model.model.config, "name_or_path", None)
     bounded = replace(PruningSchedule.load(schedule).for_model(name), max_revive=max_revive)
-    prompt = model.prompt(prompt_tokens)
+    text = model.prompt(prompt_tokens + _SECOND_TURN).tolist()
+    turns = [text[:prompt_tokens], text[prompt_tokens:]]
     weights = sum(p.nbytes for p in model.model.parameters())
     files: dict[str, Any] = {}
+    contenders: dict[str, Contender] = {}
     with tempfile.TemporaryDirectory() as folder:
-        contenders = {"apply": lambda: _with_apply(model, prompt, new_tokens)}
         for kind, write in (("torchscript", export.torchscript), ("aoti", export.aoti)):
             path = Path(folder) / f"{kind}.pt"
             began = time.perf_counter()
-            write(model.model, bounded, path, say=partial(_say, kind))
+            write(model.model, bounded, path, say=partial(_say, f"{schedule}: {kind}"))
             files[kind] = {
                 "seconds": time.perf_counter() - began,
                 "bytes": path.stat().st_size,
                 "bytes_over_weights": path.stat().st_size / weights,
             }
-            contenders[kind] = _in_python(export.load(path), prompt.tolist(), new_tokens)
+            contenders[kind] = _in_python(export.load(path), new_tokens)
             if generate is not None:
-                contenders[f"{kind}, C++"] = _in_cpp(generate, path, prompt.tolist(), new_tokens)
-        with lazyllm_ext.apply(model.model, bounded):
-            expected = contenders["apply"]().tokens
-            for contender in list(contenders)[1:]:
-                _say(contender, "verifying")
-                got = contenders[contender]().tokens
+                contenders[f"{kind}, C++"] = _in_cpp(generate, path, new_tokens)
+        with lazyllm_ext.apply(model.model, bounded) as lazy:
+            apply = _with_apply(model, lazy, new_tokens)
+            expected = [answer.tokens for answer in apply(turns)]
+            for contender, run in contenders.items():
+                _say(f"{schedule}: {contender}", "verifying")
+                got = [answer.tokens for answer in run(turns)]
                 if got != expected:
-                    raise BenchError(f"{contender}: expected apply's tokens {expected}, got {got}")
-            answers = interleave(contenders, rounds, warmup=0, title="exports")
-    rows = {}
-    for contender, given in answers.items():
-        times = {"ttft": [a.ttft for a in given], "per_token": [a.per_token for a in given]}
-        rows[contender] = {
-            **{f"{what}_s": spread(values) for what, values in times.items()},
-            **{
-                f"{what}_apply_over_this": ratio(
-                    [getattr(a, what) for a in answers["apply"]], values
-                )
-                for what, values in times.items()
-            },
-        }
+                    raise BenchError(
+                        f"{schedule}: {contender}: expected apply's tokens {expected}, got {got}"
+                    )
+            timed = {
+                contender: partial(run, turns[:1])
+                for contender, run in {"apply": apply, **contenders}.items()
+            }
+            answers = interleave(timed, rounds, warmup=0, title=schedule if rounds else "")
     return {
         "schedule": bounded.to_dict(),
         "prompt_tokens": prompt_tokens,
-        "tokens": len(expected),
+        "verified": {
+            "read": [len(turn) for turn in turns],
+            "equal": [len(tokens) for tokens in expected],
+            "by": list(contenders),
+        },
         "rounds": rounds,
         "threads": torch.get_num_threads(),
         "files": files,
-        "rows": rows,
+        "rows": _rows(answers) if rounds else {},
     }
+
+
+def _rows(answers: dict[str, list[list[Answer]]]) -> dict[str, Any]:
+    """What each contender took, and `apply` over it; in each round one turn."""
+    rows: dict[str, Any] = {contender: {} for contender in answers}
+    for what in ("ttft", "per_token"):
+        times = {
+            contender: [getattr(answer, what) for (answer,) in given]
+            for contender, given in answers.items()
+        }
+        for contender, row in rows.items():
+            row[f"{what}_s"] = spread(times[contender])
+            row[f"{what}_apply_over_this"] = ratio(times["apply"], times[contender])
+    return rows
+
+
+def figures(
+    title: str, results: dict[str, dict[str, Any]]
+) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Title, header and lines of each table about the results of `exports`, by schedule."""
+    verified, times, files = [], [], []
+    for schedule, result in results.items():
+        counts = [" + ".join(map(str, result["verified"][key])) for key in ("read", "equal")]
+        verified.append([schedule, *counts, "; ".join(result["verified"]["by"])])
+        for contender, row in result["rows"].items():
+            ttft, per_token = (row[f"{what}_s"]["median"] for what in ("ttft", "per_token"))
+            over = [f"{row[f'{what}_apply_over_this']:.2f}" for what in ("ttft", "per_token")]
+            line = [f"{ttft:.3f}", over[0], f"{per_token * 1e3:.2f}", over[1]]
+            times.append([schedule, contender, *line])
+        for kind, file in result["files"].items():
+            sizes = [f"{file['bytes'] / 1e6:.1f}", f"{file['bytes_over_weights']:.3f}"]
+            files.append([schedule, kind, *sizes, f"{file['seconds']:.1f}"])
+    named = [
+        (
+            f"{title}: greedy tokens that equal apply's, turn by turn",
+            ["schedule", "tokens read", "tokens equal", "from"],
+            verified,
+        ),
+        (
+            f"{title}: times of the first turn",
+            ["schedule", "", "TTFT s", "apply ÷ this", "ms per token", "apply ÷ this"],
+            times,
+        ),
+        ("files", ["schedule", "format", "MB", "÷ weights", "exported in s"], files),
+    ]
+    return [table for table in named if table[2]]
 
 
 def _say(what: str, stage: str) -> None:
     print(f"{what}: {stage}", file=sys.stderr, flush=True)
 
 
-def _with_apply(model: Model, prompt: torch.Tensor, new_tokens: int) -> Answer:
-    clock = Clock()
-    output = model.model.generate(
-        prompt[None], max_new_tokens=new_tokens, do_sample=False, pad_token_id=0, streamer=clock
-    )
-    return _answer(output[0, len(prompt) :].tolist(), clock.times)
+def _with_apply(model: Model, lazy: lazyllm_ext.Lazy, new_tokens: int) -> Contender:
+    def run(turns: list[list[int]]) -> list[Answer]:
+        ids, answers = torch.empty(1, 0, dtype=torch.int64), []
+        cache = lazy.new_cache()
+        for turn in turns:
+            ids = torch.cat([ids, torch.tensor([turn])], dim=1)
+            clock, known = Clock(), ids.size(1)
+            ids = model.model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=new_tokens,
+                do_sample=False,
+                pad_token_id=0,
+                streamer=clock,
+                **{CACHE_NAME: cache},
+            )
+            answers.append(_answer(ids[0, known:].tolist(), clock.times))
+        return answers
+
+    return run
 
 
-def _in_python(
-    exported: export.Exported, prompt: list[int], new_tokens: int
-) -> Callable[[], Answer]:
-    def run() -> Answer:
-        exported.reset()
+def _in_python(exported: export.Exported, new_tokens: int) -> Contender:
+    def answer(turn: list[int]) -> Answer:
         begin, tokens, times = time.perf_counter(), [], []
-        for token in exported.generate(prompt, new_tokens):
+        for token in exported.generate(turn, new_tokens):
             tokens.append(token)
             times.append(time.perf_counter() - begin)
         return _answer(tokens, times)
+
+    def run(turns: list[list[int]]) -> list[Answer]:
+        exported.reset()
+        return [answer(turn) for turn in turns]
 
     return run
 
@@ -130,16 +200,19 @@ def _answer(tokens: list[int], times: list[float]) -> Answer:
     return Answer(tokens, times[0], (times[-1] - times[0]) / (len(times) - 1))
 
 
-def _in_cpp(program: Path, path: Path, prompt: list[int], new_tokens: int) -> Callable[[], Answer]:
+def _in_cpp(program: Path, path: Path, new_tokens: int) -> Contender:
     command = [str(program), str(path), str(new_tokens), str(torch.get_num_threads())]
-    line = " ".join(map(str, prompt)) + "\n"
 
-    def run() -> Answer:
-        done = subprocess.run(command, input=line, capture_output=True, text=True, check=False)
-        found = _TIMES.search(done.stderr)
-        if done.returncode != 0 or found is None:
+    def run(turns: list[list[int]]) -> list[Answer]:
+        lines = "".join(" ".join(map(str, turn)) + "\n" for turn in turns)
+        done = subprocess.run(command, input=lines, capture_output=True, text=True, check=False)
+        answers = done.stdout.splitlines()
+        times = _TIMES.findall(done.stderr)
+        if done.returncode != 0 or not len(answers) == len(times) == len(turns):
             raise BenchError(f"{program}: {done.stderr.strip()}")
-        tokens = [int(word) for word in done.stdout.split()]
-        return Answer(tokens, float(found[1]), 1 / float(found[2]))
+        return [
+            Answer([int(word) for word in answer.split()], float(first), 1 / float(per_second))
+            for answer, (first, per_second) in zip(answers, times, strict=True)
+        ]
 
     return run

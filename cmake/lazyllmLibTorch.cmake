@@ -6,7 +6,7 @@ set(torch_hints)
 foreach(prefix IN LISTS CMAKE_PREFIX_PATH)
   list(APPEND torch_hints "${prefix}" "${prefix}/../..")  # torch.utils.cmake_prefix_path lies deep
 endforeach()
-find_path(TORCH_ROOT include/torch/csrc/stable/library.h HINTS ${torch_hints} NO_CACHE)
+find_path(TORCH_ROOT include/torch/headeronly/version.h HINTS ${torch_hints} NO_CACHE)
 if(NOT TORCH_ROOT)
   message(FATAL_ERROR "no LibTorch 2.10 or newer in CMAKE_PREFIX_PATH (\"${CMAKE_PREFIX_PATH}\"); "
                       "torch.utils.cmake_prefix_path says where Python's is")

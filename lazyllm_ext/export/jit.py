@@ -17,7 +17,8 @@ _CHECK = re.compile(r"\[enforce fail at \S+\][ .]*")
 def quiet() -> Iterator[None]:
     """Without torch's word that TorchScript is deprecated: docs/export.md says it once."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
+        # A DeprecationWarning in torch 2.13, a FutureWarning in 2.14.
+        warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated")
         yield
 
 

@@ -127,6 +127,16 @@ def test_batch(driver: Any, tmp_path: Path):
     assert json.loads((tmp_path / "batch.json").read_text())["batch"]["lengths"] == [20, 42, 64]
 
 
+def test_export(driver: Any, tmp_path: Path):
+    """Both formats answer two turns as `apply` does, and the first is timed."""
+    line = ["export", "--model", "random:tiny", "--schedules", "dense", "--prompt-tokens", "64"]
+    assert driver.run([*line, "--new-tokens", "4", "--rounds", "1"], driver.app) == 0
+    result = json.loads((tmp_path / "export.json").read_text())["export"]["dense"]
+    contenders = ["torchscript", "aoti"]
+    assert result["verified"] == {"read": [64, 32], "equal": [4, 4], "by": contenders}
+    assert list(result["rows"]) == ["apply", *contenders]
+
+
 def test_driver_refuses_in_one_sentence(driver: Any, capsys: pytest.CaptureFixture[str]):
     assert driver.run(["operators", "--dtypes", "int8"], driver.app, "run.py") == 2
     error = capsys.readouterr().err

@@ -19,6 +19,7 @@ from helpers import random_ids, shared_model
 from torch import nn
 
 from lazyllm_ext import export
+from lazyllm_ext.export.jit import quiet
 from lazyllm_ext.ops.loading import library_path
 
 from .conftest import REAL_MODELS, SCHEDULES, answers
@@ -271,6 +272,16 @@ def test_refuses_another_models_tokenizer(tmp_path: Path, folder: Path) -> None:
     assert str(raised.value).startswith(
         "tokenizer: expected the vocabulary that m.pt was made with"
     )
+
+
+@pytest.mark.parametrize("kind", [DeprecationWarning, FutureWarning])  # torch 2.13, torch 2.14
+def test_quiet(kind: type[Warning]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with quiet():
+            warnings.warn("`torch.jit.load` is deprecated. Please switch", kind, stacklevel=1)
+        with pytest.raises(kind, match="other"), quiet():
+            warnings.warn("other", kind, stacklevel=1)
 
 
 @pytest.mark.parametrize("name", sorted(REAL_MODELS))
