@@ -39,6 +39,7 @@ def sentences(tuning: Tuning) -> list[str]:
         f"{tuning.open} schedules that might be cheaper were left out after "
         f"{len(tuning.trials)} runs."
     )
+    over = [trial for trial in tuning.checks if not trial.within]
     if tuned is None or checked is None:
         why = f"none of the {len(tuning.trials)} schedules that were run is within {asked}"
         if not tuning.layers:
@@ -49,15 +50,20 @@ def sentences(tuning: Tuning) -> list[str]:
             )
         elif not tuning.trials:
             why = "no schedule spares enough to be run"
+        elif over:
+            why = (
+                f"none of the {len(over)} schedules within {asked} on the prompts that were tuned "
+                "on is so on the others, which are too few or too unlike each other"
+            )
         return [f"Dense: {why}. Nothing is dropped.", *([left] if tuning.open else [])]
     said = [
         f"Boundaries (layer: keep) {tuning.chosen}: {tuned.ratio:.2f}× fewer operations of a "
-        f"prefill than dense, within {asked} on the prompts that it was tuned on.",
+        f"prefill than dense, within {asked} on both halves of the prompts.",
     ]
-    if not tuning.holds:
+    if over:
         said.append(
-            "On the other half it is not within the bounds: the prompts are too few or too unlike "
-            "each other. Take more of them, or a lower bound."
+            "Within it on the half that was tuned on, and not on the other: "
+            f"{'; '.join(str(trial.candidate) for trial in over)}."
         )
     return said + ([left] if tuning.open else [])
 
@@ -73,6 +79,8 @@ def to_markdown(tuning: Tuning, title: str) -> str:
             ["checked", *_lengths(tuning.checked_tokens), *_measures(tuning.checked)],
         ],
     )
+    if not all(trial.within for trial in tuning.checks):
+        lines += ["", "## What did not hold on the other half", "", *_rejected(tuning)]
     lines += ["", "## What was tried", "", *_tried(tuning), "", *_curve(tuning), ""]
     if tuning.skipped:
         lines += [f"Left out: {len(tuning.skipped)}.", ""]
@@ -107,16 +115,12 @@ def _tried(tuning: Tuning) -> list[str]:
     for trial in sorted(
         tuning.trials, key=lambda t: t.outcome.operations / t.outcome.dense_operations
     ):
-        ratio, kl, agreement, first = _measures(trial.outcome)
-        whole = trial.prompts == trial.of
         verdict = "within" if trial.within else "over"
-        if not whole:
-            kl, verdict = f"≥ {trial.least_kl:.4f}", "over, given up"
+        verdict += ", given up" if trial.prompts < trial.of else ""
         verdict += ", frontier" if trial in best else ""
         verdict += ", chosen" if trial.candidate == tuning.chosen else ""
-        prompts = f"{trial.prompts} of {trial.of}"
-        rows.append([str(trial.candidate), ratio, kl, agreement, first, prompts, verdict])
-    table = _table(["boundaries (layer: keep)", *_MEASURES, "prompts", ""], rows)
+        rows.append([*_row(trial), verdict])
+    table = _table([*_ROW, ""], rows)
     return [
         f"{len(tuning.trials)} schedules, with a window of {SCORING.window} queries, the "
         f"{SCORING.over_heads} over heads, pooled over {SCORING.pool}, and the first "
@@ -126,6 +130,21 @@ def _tried(tuning: Tuning) -> list[str]:
         "",
         *table,
     ]
+
+
+def _rejected(tuning: Tuning) -> list[str]:
+    return _table(_ROW, [_row(trial) for trial in tuning.checks if not trial.within])
+
+
+_ROW = ["boundaries (layer: keep)", *_MEASURES, "prompts"]
+
+
+def _row(trial: Trial) -> list[str]:
+    """Of a trial that was given up the KL is a lower bound."""
+    ratio, kl, agreement, first = _measures(trial.outcome)
+    if trial.prompts < trial.of:
+        kl = f"≥ {trial.least_kl:.4f}"
+    return [str(trial.candidate), ratio, kl, agreement, first, f"{trial.prompts} of {trial.of}"]
 
 
 def _curve(tuning: Tuning) -> list[str]:
@@ -154,10 +173,11 @@ def to_dict(tuning: Tuning) -> dict[str, Any]:
     data = asdict(tuning)
     data["schedule"] = tuning.schedule.to_dict()
     data["chosen"] = tuning.chosen.boundaries
-    data["holds"] = tuning.holds
+    for key, trials in (("trials", tuning.trials), ("checks", tuning.checks)):
+        for entry, trial in zip(data[key], trials, strict=True):
+            entry["candidate"] = trial.candidate.boundaries
+            entry["least_kl"] = trial.least_kl
     for entry, trial in zip(data["trials"], tuning.trials, strict=True):
-        entry["candidate"] = trial.candidate.boundaries
-        entry["least_kl"] = trial.least_kl
         entry["frontier"] = trial in best
     return data
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 
@@ -99,7 +100,8 @@ class Tuning:
         chosen: its boundaries; none for the dense model.
         tuned, checked: the result on both halves; None for the dense model, which is its own
             reference.
-        trials: in the order of the runs.
+        trials: on the tuned half, in the order of the runs.
+        checks: on the other half, of those within the bounds on the tuned one.
         open: schedules that might be better, for which no runs were left.
         curve: recall by layer, mean over the tuned half.
         layers: where boundaries were tried.
@@ -114,6 +116,7 @@ class Tuning:
     tuned: Outcome | None
     checked: Outcome | None
     trials: list[Trial]
+    checks: list[Trial]
     open: int
     curve: list[Recall]
     layers: list[int]
@@ -121,11 +124,6 @@ class Tuning:
     checked_tokens: list[int]
     dense_operations: float
     skipped: list[str]
-
-    @property
-    def holds(self) -> bool:
-        """Whether the half that was not tuned on is within the bounds too."""
-        return self.checked is None or within(self.wish, [self.checked], 1)
 
 
 def within(wish: Wish, outcomes: Sequence[Outcome], of: int) -> bool:
@@ -151,7 +149,8 @@ def tune(
 
     Args:
         subject: the model.
-        items: prompts; every second one is tuned on, the others are for the check.
+        items: prompts; every second one is tuned on. What is within the bounds there is checked
+            on the others, and counts as over them if it is so there.
         name: of the schedule.
         progress: called as work is done.
 
@@ -161,31 +160,30 @@ def tune(
     dense = DenseModel(subject.model)
     fitting, skipped = _fitting(subject, items, wish.new_tokens)
     tuned_ids, checked_ids = halves(fitting)
-    bar = _Bar(progress, len(tuned_ids) * (1 + wish.most_runs) + len(checked_ids))
+    bar = _Bar(progress, len(tuned_ids) * (1 + wish.most_runs) + 2 * len(checked_ids))
     references, layers = _references(subject, dense, tuned_ids, wish, bar)
     min_tokens = min(_MIN_TOKENS, *(ids.numel() for ids in fitting))
-    runner = _Runner(dense, references, wish, min_tokens, bar)
-    runner.search(grid(layers, wish.most_boundaries))
-    chosen = runner.best.candidate if runner.best else Candidate(())
-    schedule = chosen.schedule(name, min_tokens) if runner.best else PruningSchedule(name=name)
-    checked = None
-    if runner.best:
-        bar.at(len(tuned_ids) * (1 + wish.most_runs))
-        checked = _check(subject, dense, checked_ids, schedule, wish, bar)
-    bar.at(bar.total)
+    half = _Half(dense, lambda: references, wish, min_tokens, bar)
+    other = _Half(
+        dense, lambda: _other(subject, dense, checked_ids, layers, wish, bar), wish, min_tokens, bar
+    )
+    lengths = [ids.numel() for ids in tuned_ids]
+    best, left_open = _search(grid(layers, wish.most_boundaries), half, other, lengths)
+    bar.end()
     return Tuning(
         wish,
-        schedule,
-        chosen,
-        runner.best.outcome if runner.best else None,
-        checked,
-        runner.trials,
-        runner.open,
+        best.schedule(name, min_tokens) if best else PruningSchedule(name=name),
+        best or Candidate(()),
+        half.outcome(best),
+        other.outcome(best),
+        half.trials,
+        other.trials,
+        left_open,
         mean_curve([reference.curve for reference in references]),
         layers,
-        [ids.numel() for ids in tuned_ids],
+        lengths,
         [ids.numel() for ids in checked_ids],
-        runner.dense_operations,
+        sum(operations(dense.decoder, Candidate(()), n) for n in lengths) / len(lengths),
         skipped,
     )
 
@@ -198,11 +196,12 @@ class _Bar:
 
     def step(self, what: str, count: int = 1) -> None:
         self.done += count
+        self.total = max(self.total, self.done)  # checks after the first one are not foreseen
         self.progress(what, self.done, self.total)
 
-    def at(self, done: int) -> None:
+    def end(self) -> None:
         """The search may end before its runs are used up."""
-        self.step("", done - self.done)
+        self.step("", self.total - self.done)
 
 
 def _fitting(
@@ -238,76 +237,79 @@ def _references(
     return references, layers
 
 
-def _check(
+def _other(
     subject: Subject,
     dense: DenseModel,
     prompts: Sequence[Tensor],
-    schedule: PruningSchedule,
+    layers: Sequence[int],
     wish: Wish,
     bar: _Bar,
-) -> Outcome:
-    """The schedule on the other half, one prompt at a time."""
-    first = schedule.boundaries[0].layer
-    assert first is not None  # candidates name layers
-    outcomes = []
+) -> list[Reference]:
+    """The dense model on the other half."""
+    references = []
     for number, ids in enumerate(prompts, start=1):
-        reference = dense.reference(ids, wish.new_tokens, subject.stop, [first])
-        outcomes.append(trial.run(dense.decoder, schedule, reference))
-        bar.step(f"check, prompt {number} of {len(prompts)}")
-    return mean(outcomes)
+        references.append(dense.reference(ids, wish.new_tokens, subject.stop, layers))
+        bar.step(f"dense model, prompt {number} of {len(prompts)} of the other half")
+    return references
 
 
-class _Runner:
-    """Runs candidates on the tuned half, and remembers what came of it."""
+def _search(
+    candidates: Sequence[Candidate], half: _Half, other: _Half, lengths: Sequence[int]
+) -> tuple[Candidate | None, int]:
+    """The cheapest candidate within the bounds on both halves, and how many are left open."""
+    # One length stands for all when candidates are compared before they are run.
+    length = round(sum(lengths) / len(lengths))
+    dense = half.dense.decoder
+    found = cheapest(
+        candidates,
+        [operations(dense, candidate, length) for candidate in candidates],
+        harder,
+        lambda place: half.run(candidates[place]) and other.run(candidates[place]),
+        half.wish.most_runs,
+        _WORTH,
+        (1 - _WORTH) * operations(dense, Candidate(()), length),
+    )
+    return None if found.best is None else candidates[found.best], found.open
+
+
+class _Half:
+    """Runs candidates on one half of the prompts, and remembers what came of it.
+
+    Args:
+        references: of its prompts; computed when the first candidate is run.
+    """
 
     def __init__(
         self,
         dense: DenseModel,
-        references: Sequence[Reference],
+        references: Callable[[], Sequence[Reference]],
         wish: Wish,
         min_tokens: int,
         bar: _Bar,
     ):
-        self.dense, self.references, self.wish = dense.decoder, references, wish
-        self.min_tokens, self.bar = min_tokens, bar
+        self.dense, self.wish, self.min_tokens, self.bar = dense, wish, min_tokens, bar
+        self._make_references = references
         self.trials: list[Trial] = []
-        self.best: Trial | None = None
-        self.open = 0
-        self.kl: list[list[float]] = [[] for _ in references]
-        lengths = [reference.prompt_tokens for reference in references]
-        dense_costs = [operations(self.dense, Candidate(()), length) for length in lengths]
-        self.dense_operations = sum(dense_costs) / len(dense_costs)
-        # One length stands for all when candidates are compared before they are run.
-        self.length = round(sum(lengths) / len(lengths))
 
-    def search(self, candidates: Sequence[Candidate]) -> None:
-        """Find the best of them."""
-        costs = [operations(self.dense, candidate, self.length) for candidate in candidates]
-        limit = (1 - _WORTH) * operations(self.dense, Candidate(()), self.length)
-        found = cheapest(
-            candidates,
-            costs,
-            harder,
-            lambda place: self._run(candidates[place]),
-            self.wish.most_runs,
-            _WORTH,
-            limit,
-        )
-        self.open = found.open
-        if found.best is not None:
-            self.best = self.trials[found.runs.index(found.best)]
+    @cached_property
+    def references(self) -> Sequence[Reference]:
+        return self._make_references()
 
-    def _run(self, candidate: Candidate) -> bool:
+    @cached_property
+    def _kl(self) -> list[list[float]]:
+        """What each prompt has suffered so far."""
+        return [[] for _ in self.references]
+
+    def run(self, candidate: Candidate) -> bool:
         """Whether a candidate is within the bounds; as few prompts as it takes to know."""
         schedule = candidate.schedule(min_tokens=self.min_tokens)
         outcomes: list[Outcome] = []
         count = len(self.references)
         fine = True
         for place in self._order():
-            outcomes.append(trial.run(self.dense, schedule, self.references[place]))
-            self.kl[place].append(outcomes[-1].kl)
-            best = f"best {self.best_so_far():.2f}×"
-            self.bar.step(f"run {len(self.trials) + 1} ({candidate}), {best}")
+            outcomes.append(trial.run(self.dense.decoder, schedule, self.references[place]))
+            self._kl[place].append(outcomes[-1].kl)
+            self.bar.step(f"run {len(self.trials) + 1} ({candidate}){self._best_so_far()}")
             fine = within(self.wish, outcomes, count)
             if not fine:
                 break
@@ -315,11 +317,16 @@ class _Runner:
         self.bar.step("", count - len(outcomes))
         return fine
 
-    def best_so_far(self) -> float:
-        """Most operations that a schedule within the bounds spares, as a ratio."""
-        return max((t.outcome.ratio for t in self.trials if t.within), default=1.0)
+    def outcome(self, candidate: Candidate | None) -> Outcome | None:
+        """Of a candidate that was run; None for none."""
+        found = (tried.outcome for tried in self.trials if tried.candidate == candidate)
+        return next(found, None)
+
+    def _best_so_far(self) -> str:
+        ratios = [tried.outcome.ratio for tried in self.trials if tried.within]
+        return f", best {max(ratios):.2f}×" if ratios else ""
 
     def _order(self) -> list[int]:
         """The prompts that have suffered most come first: they end a hopeless run soonest."""
-        means = [sum(kl) / len(kl) if kl else 0.0 for kl in self.kl]
+        means = [sum(kl) / len(kl) if kl else 0.0 for kl in self._kl]
         return sorted(range(len(means)), key=lambda place: (-means[place], place))
