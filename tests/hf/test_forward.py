@@ -12,6 +12,7 @@ from transformers import DynamicCache
 import lazyllm_ext
 from lazyllm_ext import LazyCache
 
+from .every_model import tiny_of
 from .tiny import PRUNING, assert_same_generation, generate, keep_all, left_padded, tiny_model
 
 
@@ -218,3 +219,23 @@ class TestCaches:
             past_key_values=first.past_key_values,
         )
         assert again.sequences.size(1) == 13 + 8 + 3 + 8
+
+
+@pytest.mark.parametrize("on_error", ["raise", "dense"])
+@pytest.mark.parametrize("kind", ["gpt2", "gpt_bigcode"])
+def test_more_tokens_than_learned_positions(kind: str, on_error: str) -> None:
+    """transformers cannot go on either, so nothing is left to it."""
+    model = tiny_of(kind, max_position_embeddings=32)
+    assert model.transformer.wpe.num_embeddings == 32
+    lazyllm_ext.apply(model, "dense", on_error=on_error)
+    message = "expected at most 32 tokens, since the model learned so many positions, got 33"
+    short = torch.full((1, 28), 5)
+    assert generate(model, 5, input_ids=short).sequences.shape == (1, 33)  # the last is not read
+    for use in (
+        lambda: generate(model, 6, input_ids=short),
+        lambda: model(torch.full((1, 33), 5), logits_to_keep=1),
+        lambda: model(short[:, :1], position_ids=torch.tensor([[32]])),
+    ):
+        with pytest.raises(ValueError, match=message) as caught:
+            use()
+        assert not isinstance(caught.value, lazyllm_ext.NotSupportedError)

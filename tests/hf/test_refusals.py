@@ -29,7 +29,6 @@ import lazyllm_ext
 from lazyllm_ext.hf import SUPPORTED
 from lazyllm_ext.hf.versions import CACHE_NAME
 
-from .every_model import tiny_of
 from .tiny import PRUNING, generate, tiny_model
 
 _SMALL = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "vocab_size": 20}
@@ -388,23 +387,3 @@ def test_a_turn_that_does_not_go_on_from_its_cache(model: nn.Module, ids: Tensor
     )
     assert more.shape == (3, 6)
     assert past.get_seq_length() == 25
-
-
-@pytest.mark.parametrize("on_error", ["raise", "dense"])
-@pytest.mark.parametrize("kind", ["gpt2", "gpt_bigcode"])
-def test_more_tokens_than_learned_positions(kind: str, on_error: str) -> None:
-    """transformers cannot go on either, so nothing is left to it."""
-    model = tiny_of(kind, max_position_embeddings=32)
-    assert model.transformer.wpe.num_embeddings == 32
-    lazyllm_ext.apply(model, "dense", on_error=on_error)
-    message = "expected at most 32 tokens, since the model learned so many positions, got 33"
-    short = torch.full((1, 28), 5)
-    assert generate(model, 5, input_ids=short).sequences.shape == (1, 33)  # the last is not read
-    for use in (
-        lambda: generate(model, 6, input_ids=short),
-        lambda: model(torch.full((1, 33), 5), logits_to_keep=1),
-        lambda: model(short[:, :1], position_ids=torch.tensor([[32]])),
-    ):
-        with pytest.raises(ValueError, match=message) as caught:
-            use()
-        assert not isinstance(caught.value, lazyllm_ext.NotSupportedError)
