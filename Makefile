@@ -1,6 +1,7 @@
 # make demo: a real model reads a long document and answers a question about it, pruned and dense.
 # make test: the whole test suite.
 # make test-oldest: what depends on transformers, with the oldest version that is supported.
+# make test-quantized: models whose weights torchao, optimum-quanto or bitsandbytes have quantized.
 # Each sets up everything it needs in .venv; a second run begins at once.
 
 PYTHON ?= python3
@@ -13,6 +14,8 @@ QUESTION ?= What was the length of the Sperm Whale's skeleton at Tranque?
 VENV := .venv
 OLDEST := $(VENV)/oldest
 OLDEST_TRANSFORMERS := $(shell sed -n 's/.*"transformers>=\([0-9.]*\)".*/\1/p' pyproject.toml)
+QUANTIZED := $(VENV)/quantized
+QUANTIZERS := torchao optimum-quanto bitsandbytes
 OLDEST_TESTS ?= tests/hf tests/serve --deselect tests/hf/test_real.py --deselect tests/serve/test_real.py
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
@@ -21,7 +24,7 @@ SOURCES := $(shell find csrc lazyllm_ext setup.py pyproject.toml README.md LICEN
 CPP_FILES = $(shell find csrc examples tests -name '*.h' -o -name '*.inc' -o -name '*.cpp' -o -name '*.cu' \
 	-o -name '*.cuh')
 
-.PHONY: demo test test-oldest ctest lint format types cuda-check wheels families-page clean FORCE
+.PHONY: demo test test-oldest test-quantized ctest lint format types cuda-check wheels families-page clean FORCE
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -34,6 +37,11 @@ test: $(VENV)/installed ctest
 
 test-oldest: $(OLDEST)/installed
 	$(OLDEST)/bin/python -I -m pytest $(OLDEST_TESTS)
+
+# Imported first: the tests skip what is not there. Quanto compiles its kernels at their first use, with ninja.
+test-quantized: $(QUANTIZED)/installed
+	$(QUANTIZED)/bin/python -I -c "import bitsandbytes, optimum.quanto, torchao.quantization"
+	PATH="$(CURDIR)/$(QUANTIZED)/bin:$(CURDIR)/$(BIN):$$PATH" $(QUANTIZED)/bin/python -I -m pytest tests/hf/test_around.py -k weights
 
 # The C++ library, its tests and what it is installed for, where there is CMake.
 ctest: $(VENV)/torch
@@ -94,15 +102,16 @@ $(VENV)/installed: $(VENV)/torch $(VENV)/sources-listed $(SOURCES)
 	@$(PIP) '.[demo,test]'
 	@touch $@
 
-# An environment inside the first one, whose packages it uses but for those that are older in it.
-$(OLDEST)/installed: $(VENV)/oldest-wanted | $(VENV)/installed
-	@echo "installing transformers $(OLDEST_TRANSFORMERS)"
-	@$(BIN)/python -m venv --clear --without-pip $(OLDEST)
+# Environments inside the first one, whose packages they use but for those that they have themselves.
+$(OLDEST)/installed: PACKAGES = transformers==$(OLDEST_TRANSFORMERS)
+$(QUANTIZED)/installed: PACKAGES = $(QUANTIZERS)
+$(OLDEST)/installed $(QUANTIZED)/installed: $(VENV)/%/installed: $(VENV)/%-wanted | $(VENV)/installed
+	@echo "installing $(PACKAGES)"
+	@$(BIN)/python -m venv --clear --without-pip $(@D)
 	@packages='import sysconfig; print(sysconfig.get_path("purelib"))'; \
 		echo "import site; site.addsitedir('$$($(BIN)/python -c "$$packages")')" \
-		> "$$($(OLDEST)/bin/python -c "$$packages")/newest.pth"
-	@$(OLDEST)/bin/python -m pip --disable-pip-version-check install --quiet \
-		transformers==$(OLDEST_TRANSFORMERS)
+		> "$$($(@D)/bin/python -c "$$packages")/newest.pth"
+	@$(@D)/bin/python -m pip --disable-pip-version-check install --quiet $(PACKAGES)
 	@touch $@
 
 $(VENV)/dev-tools: $(VENV)/installed
@@ -114,5 +123,7 @@ $(VENV)/dev-tools: $(VENV)/installed
 $(VENV)/torch-wanted: VALUE = $(TORCH)
 $(VENV)/sources-listed: VALUE = $(SOURCES)
 $(VENV)/oldest-wanted: VALUE = $(OLDEST_TRANSFORMERS)
-$(VENV)/torch-wanted $(VENV)/sources-listed $(VENV)/oldest-wanted: $(BIN)/python FORCE
+$(VENV)/quantized-wanted: VALUE = $(QUANTIZERS)
+$(VENV)/torch-wanted $(VENV)/sources-listed $(VENV)/oldest-wanted $(VENV)/quantized-wanted: \
+		$(BIN)/python FORCE
 	@echo '$(VALUE)' | cmp -s - $@ || echo '$(VALUE)' > $@
