@@ -143,7 +143,7 @@ class BuildOperators(cpp_extension.BuildExtension):
     def build_extension(self, extension: Extension) -> None:
         extension.define_macros.append(("LAZYLLM_VERSION", f'"{self.distribution.get_version()}"'))
         extension.library_dirs.append(str(Path(self.get_ext_fullpath(OPERATORS)).parent))
-        # Some CPythons link everything with the folder of their own library, which nothing here needs.
+        # Some CPythons link with the folder of their own library, which nothing here needs.
         for linker in ("linker_so", "linker_so_cxx"):
             command = getattr(self.compiler, linker, [])
             command[:] = [part for part in command if not part.startswith("-Wl,-rpath")]
