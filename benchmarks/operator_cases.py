@@ -207,6 +207,29 @@ class Maker:
 
         return Case("kv_append_", f"{rows} rows", ours, pytorch, 4.0 * key.nbytes, "GB/s")
 
+    def rotate(self, rows: int) -> Case:
+        """The queries of a prefill or of a decoding step."""
+        x, angle = self.randn(rows, HEADS, DIM), 9 * torch.randn(rows, DIM // 2, device=self.device)
+        cos, sin = angle.cos().to(self.dtype), angle.sin().to(self.dtype)
+
+        def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+            """As transformers writes it."""
+            cos, sin = torch.cat([cos, cos], -1)[:, None], torch.cat([sin, sin], -1)[:, None]
+            return x * cos + torch.cat([-x[..., DIM // 2 :], x[..., : DIM // 2]], -1) * sin
+
+        def exact() -> tuple[Tensor, Tensor]:
+            return turned(x.double(), cos.double(), sin.double()), self.every(rows)
+
+        return Case(
+            "rotate",
+            f"{rows} rows",
+            lambda: OPS.rotate(x, cos, sin, False),
+            lambda: turned(x, cos, sin),
+            2.0 * x.nbytes,
+            "GB/s",
+            exact,
+        )
+
 
 def _probabilities(query: Tensor, key: Tensor, rows: Tensor, index: Tensor) -> Tensor:
     """Attention probabilities [rows, heads, keys] in float64."""
@@ -258,6 +281,8 @@ def cases(dtype: torch.dtype, device: str) -> list[Callable[[], Case]]:
         lambda: make.linear(1),
         lambda: make.linear(4),
         lambda: make.linear(64),
+        lambda: make.rotate(1),
+        lambda: make.rotate(4096),
     ]
     if dtype == torch.float32:  # scores are float32 whatever the model is
         for tokens, pool in ((4096, 7), (65536, 1), (65536, 7), (131072, 1), (131072, 7)):
@@ -278,4 +303,5 @@ def small_cases(dtype: torch.dtype, device: str) -> list[Callable[[], Case]]:
         lambda: make.scatter(100, 256),
         lambda: make.append(256, 256),
         lambda: make.linear(2, 64, 96),
+        lambda: make.rotate(16),
     ]

@@ -11,6 +11,7 @@
 #include "importance/token_importance.h"
 #include "kv_append/kv_append.h"
 #include "linear/linear.h"
+#include "rotary/rotate.h"
 #include "select/select_tokens.h"
 
 STABLE_TORCH_LIBRARY(lazyllm, library) {
@@ -39,6 +40,8 @@ STABLE_TORCH_LIBRARY(lazyllm, library) {
       "Tensor key_offsets, float scale, int window, float softcap) -> Tensor");
   // x · weight^T + bias for few rows, at the speed at which the weights can be read.
   library.def("linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
+  // Rotary position embedding of queries or keys.
+  library.def("rotate(Tensor x, Tensor cos, Tensor sin, bool interleaved) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lazyllm, CPU, library) {
@@ -49,6 +52,7 @@ STABLE_TORCH_LIBRARY_IMPL(lazyllm, CPU, library) {
   library.impl("kv_append_", TORCH_BOX(&lazyllm::kv_append_cpu));
   library.impl("lazy_attention", TORCH_BOX(&lazyllm::lazy_attention_cpu));
   library.impl("linear", TORCH_BOX(&lazyllm::linear_cpu));
+  library.impl("rotate", TORCH_BOX(&lazyllm::rotate_cpu));
 }
 
 #ifdef LAZYLLM_WITH_CUDA
@@ -60,5 +64,6 @@ STABLE_TORCH_LIBRARY_IMPL(lazyllm, CUDA, library) {
   library.impl("kv_append_", TORCH_BOX(&lazyllm::kv_append_cuda));
   library.impl("lazy_attention", TORCH_BOX(&lazyllm::lazy_attention_cuda));
   library.impl("linear", TORCH_BOX(&lazyllm::linear_cuda));
+  library.impl("rotate", TORCH_BOX(&lazyllm::rotate_cuda));
 }
 #endif

@@ -72,6 +72,30 @@ __device__ __forceinline__ void widen_pack(const float* source, float (&out)[kPa
   out[3] = packed.w;
 }
 
+/// kStep neighbouring elements as float32: one load of 16 bytes, or a single element.
+template <typename T, int kStep>
+__device__ __forceinline__ void widen_step(const T* source, float (&out)[kStep]) {
+  if constexpr (kStep == 1) {
+    out[0] = to_float(*source);
+  } else {
+    widen_pack(source, out);
+  }
+}
+
+/// The same in the other direction, each element rounded to nearest even.
+template <typename T, int kStep>
+__device__ __forceinline__ void narrow_step(const float (&values)[kStep], T* out) {
+  if constexpr (kStep == 1) {
+    *out = from_float<T>(values[0]);
+  } else if constexpr (sizeof(T) == sizeof(float)) {
+    *reinterpret_cast<float4*>(out) = make_float4(values[0], values[1], values[2], values[3]);
+  } else {
+    *reinterpret_cast<uint4*>(out) =
+        make_uint4(pack_pair(values[0], values[1], T()), pack_pair(values[2], values[3], T()),
+                   pack_pair(values[4], values[5], T()), pack_pair(values[6], values[7], T()));
+  }
+}
+
 /// softcap · tanh(logit / softcap), or the logit itself. The logit carries the scale already.
 __device__ __forceinline__ float cap_logit(float logit, float softcap) {
   return softcap > 0.0f ? softcap * tanhf(logit / softcap) : logit;

@@ -11,16 +11,6 @@ namespace {
 constexpr int kColumns = 4;  // of a block, a warp each
 constexpr int kRows = 4;     // that share one reading of the weights
 
-/// Elements of a lane's step, widened: one load of 16 bytes, or a single element.
-template <typename T, int kStep>
-__device__ __forceinline__ void widen_step(const T* source, float (&out)[kStep]) {
-  if constexpr (kStep == 1) {
-    out[0] = to_float(*source);
-  } else {
-    widen_pack(source, out);
-  }
-}
-
 /// \brief output[r][c] = x[r] . weight[c] + bias[c]
 ///
 /// Grid (blocks of columns, blocks of rows); block (warp, columns). No barrier, no shared memory.

@@ -31,7 +31,7 @@ class LazyLayer(nn.Module):
         window: sliding window in tokens, the token itself included; 0: full attention.
         softcap: logits become softcap · tanh(logits / softcap); 0: none.
         rope: which of the decoder's rotary embeddings this layer uses.
-        interleaved: neighbours are rotated together, see `rotate`.
+        interleaved: neighbours are rotated together, see `lazyllm_ext.ops.rotate`.
         parallel: attention and MLP both read the layer's input.
         residual_scale: the factor r.
     """

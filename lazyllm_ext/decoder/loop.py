@@ -261,7 +261,7 @@ class LazyDecoder(nn.Module):
     def _rotations(
         self, state: LazyState, rows: Rows, hidden: Tensor
     ) -> Tuple[List[Tensor], List[Tensor]]:
-        """cos and sin [rows, 1, rotary_dim / 2] of the rows, for each rotary embedding."""
+        """cos and sin [rows, rotary_dim / 2] of the rows, for each rotary embedding."""
         positions = state.position[0].view(-1).index_select(0, rows.place.clamp(min=0))
         cosines: List[Tensor] = []
         sines: List[Tensor] = []

@@ -167,27 +167,15 @@ class Rotary(nn.Module):
         self.scaling = scaling
 
     def forward(self, positions: Tensor, dtype: torch.dtype) -> Tuple[Tensor, Tensor]:
-        """positions [rows] int64 -> cos, sin [rows, 1, head_dim / 2] in `dtype`."""
+        """positions [rows] int64 -> cos, sin [rows, head_dim / 2] in `dtype`."""
         angle = positions.float().unsqueeze(1) * self.inv_freq  # [rows, head_dim / 2]
         cos, sin = angle.cos() * self.scaling, angle.sin() * self.scaling
-        return cos.to(dtype).unsqueeze(1), sin.to(dtype).unsqueeze(1)
+        return cos.to(dtype), sin.to(dtype)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Tensor:
-    """Rotate [rows, heads, head_dim] by cos, sin [rows, 1, rotary_dim / 2]; the rest stays.
-
-    The two halves of the rotary part are the two components (the "half" layout of transformers).
-    Where neighbours are, they come out as halves: queries and keys alike, so that no product of the
-    two changes.
-    """
-    half = cos.size(-1)
-    if half == 0:  # a layer without rotary embedding
+    """`lazyllm::rotate`: [rows, heads, head_dim] by cos, sin [rows, rotary_dim / 2]."""
+    if cos.size(1) == 0:  # a layer without rotary embedding
         return x
-    if interleaved:
-        parts = [x[..., 0 : 2 * half : 2], x[..., 1 : 2 * half : 2], x[..., 2 * half :]]
-        x = torch.cat(parts, dim=-1)
-    first, second = x[..., :half], x[..., half : 2 * half]
-    out = x.clone()
-    out[..., :half].mul_(cos).addcmul_(second, sin, value=-1.0)
-    out[..., half : 2 * half].mul_(cos).addcmul_(first, sin)
-    return out
+    rotated: Tensor = torch.ops.lazyllm.rotate(x, cos, sin, interleaved)
+    return rotated

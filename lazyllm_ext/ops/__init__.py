@@ -44,6 +44,7 @@ __all__ = [
     "lazy_attention",
     "linear",
     "reference",
+    "rotate",
     "select_tokens",
     "token_importance",
 ]
@@ -177,9 +178,11 @@ def select_tokens(
     checks.tensor(op, "importance", importance, (torch.float32,))
     checks.tensor(op, "lengths", lengths, INDEX)
     if candidates is None:
-        candidates, candidate_offsets = _all_tokens(op, importance, lengths, candidate_offsets)
+        candidates, candidate_offsets = checks.all_tokens(
+            op, importance, lengths, candidate_offsets
+        )
     candidate_offsets = checks.offsets_or_one(op, "candidates", candidates, candidate_offsets)
-    targets = _targets(op, lengths, targets, keep)
+    targets = checks.targets_or_keep(op, lengths, targets, keep)
     if out_offsets is None:
         out_offsets = candidate_offsets
         out_size = candidates.shape[0] if out_size is None else out_size
@@ -345,42 +348,6 @@ def lazy_attention(
     return result
 
 
-def _all_tokens(
-    op: str, importance: Tensor, lengths: Tensor, candidate_offsets: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Every token of every sequence as a candidate, -1 behind each sequence's end."""
-    if candidate_offsets is not None:
-        raise ValueError(
-            f"lazyllm::{op}: candidate_offsets: expected None without candidates, got a tensor"
-        )
-    if importance.dim() != 2:
-        raise ValueError(
-            f"lazyllm::{op}: importance: expected 2 dimensions [B, C], got {importance.dim()}"
-        )
-    batch, columns = importance.shape
-    if lengths.shape != (batch,):
-        raise ValueError(
-            f"lazyllm::{op}: lengths: expected shape [{batch}], got {list(lengths.shape)}"
-        )
-    index = torch.arange(columns, device=importance.device)
-    candidates = torch.where(index < lengths[:, None], index, -1).view(-1)
-    return candidates, torch.arange(batch + 1, device=importance.device) * columns
-
-
-def _targets(op: str, lengths: Tensor, targets: Tensor | None, keep: float | None) -> Tensor:
-    """How many tokens to take, in either spelling."""
-    if keep is None:
-        if targets is None:
-            raise ValueError(f"lazyllm::{op}: targets: expected targets or keep, got neither")
-        return targets
-    if targets is not None:
-        raise ValueError(f"lazyllm::{op}: targets: expected targets or keep, got both")
-    checks.number(op, "keep", keep)
-    if not 0.0 < keep <= 1.0:
-        raise ValueError(f"lazyllm::{op}: keep: expected a number in (0, 1], got {keep}")
-    return torch.ceil(lengths.double() * keep - 1e-9).clamp(min=0).long()
-
-
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """A projection of few rows, ``torch.nn.functional.linear(x, weight, bias)``.
 
@@ -397,4 +364,29 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     checks.floats("linear", x=x, weight=weight, **({} if bias is None else {"bias": bias}))
     result: Tensor = checks.call("linear", x, weight, bias)
+    return result
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Tensor:
+    r"""Rotary position embedding (RoFormer, arXiv 2104.09864) of queries or keys.
+
+    .. math:: o_1 = x_1 \cos - x_2 \sin, \quad o_2 = x_2 \cos + x_1 \sin
+
+    Args:
+        x: [R, H, D] float.
+        cos, sin: [R, half] of the same dtype, each row's rotation, the same for all heads; half is
+            at most D / 2. The first 2 * half components of a head are rotated, the rest is copied.
+        interleaved: the components of a pair, x1 and x2, are neighbours; otherwise they are `half`
+            apart. They come out as halves either way, queries and keys alike, so that no product
+            of the two changes.
+
+    Returns:
+        [R, H, D] of the dtype of `x`, contiguous; computed in float32 and rounded once.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong.
+    """
+    checks.floats("rotate", x=x, cos=cos, sin=sin)
+    checks.boolean("rotate", "interleaved", interleaved)
+    result: Tensor = checks.call("rotate", x, cos, sin, interleaved)
     return result

@@ -15,6 +15,7 @@ from torch import Tensor
 __all__ = [
     "FLOATS",
     "INDEX",
+    "all_tokens",
     "boolean",
     "call",
     "floats",
@@ -23,6 +24,7 @@ __all__ = [
     "number",
     "offsets_or_one",
     "scale_or_default",
+    "targets_or_keep",
     "tensor",
 ]
 
@@ -88,6 +90,42 @@ def scale_or_default(op: str, query: Tensor, scale: float | None) -> float:
         return scale
     head_dim = query.shape[-1] if query.dim() else 0
     return float(head_dim) ** -0.5 if head_dim else 1.0
+
+
+def all_tokens(
+    op: str, importance: Tensor, lengths: Tensor, candidate_offsets: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Every token of every sequence as a candidate, -1 behind each sequence's end."""
+    if candidate_offsets is not None:
+        raise ValueError(
+            f"lazyllm::{op}: candidate_offsets: expected None without candidates, got a tensor"
+        )
+    if importance.dim() != 2:
+        raise ValueError(
+            f"lazyllm::{op}: importance: expected 2 dimensions [B, C], got {importance.dim()}"
+        )
+    batch, columns = importance.shape
+    if lengths.shape != (batch,):
+        raise ValueError(
+            f"lazyllm::{op}: lengths: expected shape [{batch}], got {list(lengths.shape)}"
+        )
+    index = torch.arange(columns, device=importance.device)
+    candidates = torch.where(index < lengths[:, None], index, -1).view(-1)
+    return candidates, torch.arange(batch + 1, device=importance.device) * columns
+
+
+def targets_or_keep(op: str, lengths: Tensor, targets: Tensor | None, keep: float | None) -> Tensor:
+    """How many tokens to take, in either spelling."""
+    if keep is None:
+        if targets is None:
+            raise ValueError(f"lazyllm::{op}: targets: expected targets or keep, got neither")
+        return targets
+    if targets is not None:
+        raise ValueError(f"lazyllm::{op}: targets: expected targets or keep, got both")
+    number(op, "keep", keep)
+    if not 0.0 < keep <= 1.0:
+        raise ValueError(f"lazyllm::{op}: keep: expected a number in (0, 1], got {keep}")
+    return torch.ceil(lengths.double() * keep - 1e-9).clamp(min=0).long()
 
 
 def call(op: str, *arguments: object) -> Any:

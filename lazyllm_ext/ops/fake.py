@@ -81,6 +81,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return x.new_empty((x.shape[0], weight.shape[0]))
 
 
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    """[R, H, D] of the dtype of `x`, contiguous whatever its strides are."""
+    return x.new_empty(x.shape)
+
+
 def register() -> None:
     """Give every operator its fake. The operator library must have been loaded."""
     for fake in (
@@ -91,5 +96,6 @@ def register() -> None:
         kv_append_,
         lazy_attention,
         linear,
+        rotate,
     ):
         torch.library.register_fake(f"lazyllm::{fake.__name__}", fake)

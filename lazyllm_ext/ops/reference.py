@@ -24,6 +24,7 @@ __all__ = [
     "kv_append_",
     "lazy_attention",
     "linear",
+    "rotate",
     "select_tokens",
     "token_importance",
 ]
@@ -187,6 +188,25 @@ def linear(
     if bias is not None:
         output = output + bias.to(math)
     return output.to(x.dtype)
+
+
+def rotate(
+    x: Tensor,  # [R, H, D]
+    cos: Tensor,  # [R, half]
+    sin: Tensor,  # [R, half]
+    interleaved: bool,
+) -> Tensor:
+    """Pairs of each head's first 2 * half components rotated, the rest as it is: [R, H, D]."""
+    half = cos.shape[1]
+    math = _math_dtype(x)
+    rotary, rest = x[..., : 2 * half].to(math), x[..., 2 * half :]
+    if interleaved:
+        first, second = rotary[..., 0::2], rotary[..., 1::2]
+    else:
+        first, second = rotary[..., :half], rotary[..., half:]
+    cos, sin = cos.to(math).unsqueeze(1), sin.to(math).unsqueeze(1)  # [R, 1, half]
+    rotated = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    return torch.cat([rotated.to(x.dtype), rest], dim=-1)
 
 
 def _math_dtype(tensor: Tensor) -> torch.dtype:

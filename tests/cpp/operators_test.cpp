@@ -106,6 +106,18 @@ void test_attention() {
   expect(importance.allclose(at::tensor({0.5f, 0.5f, 0.f})), "token_importance: equal shares");
 }
 
+void test_rotate() {
+  const auto rotate = op<Tensor(const Tensor&, const Tensor&, const Tensor&, bool)>("rotate");
+  const Tensor x = at::arange(5, at::kFloat).view({1, 1, 5});  // two pairs, and one to be copied
+  const Tensor cos = at::zeros({1, 2}), sin = at::ones({1, 2});
+  expect(rotate.call(x, cos, sin, false).view({5}).equal(at::tensor({-2.f, -3.f, 0.f, 1.f, 4.f})),
+         "rotate: halves by a right angle");
+  expect(rotate.call(x, cos, sin, true).view({5}).equal(at::tensor({-1.f, -3.f, 0.f, 2.f, 4.f})),
+         "rotate: neighbours by a right angle");
+  expect_error([&] { rotate.call(x, at::zeros({1, 3}), at::zeros({1, 3}), false); },
+               "lazyllm::rotate: cos: expected at most 2 in dimension 1, got 3");
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -117,5 +129,6 @@ int main(int argc, char** argv) {
   at::NoGradGuard no_grad;
   test_select_tokens();
   test_attention();
+  test_rotate();
   return failures == 0 ? 0 : 1;
 }

@@ -223,6 +223,27 @@ def linear_arguments(
     }
 
 
+def rotate_arguments(
+    generator: Generator,
+    dtype: torch.dtype,
+    *,
+    rows: int,
+    heads: int,
+    dim: int,
+    half: int,
+    interleaved: bool = False,
+    layout: str = "plain",
+) -> Arguments:
+    """half: pairs that are rotated; the rest of the `dim` components is copied."""
+    angle = 9 * torch.randn((rows, half), generator=generator)
+    return {
+        "x": floats(generator, (rows, heads, dim), dtype, layout),
+        "cos": relaid(angle.cos().to(dtype), layout),
+        "sin": relaid(angle.sin().to(dtype), layout),
+        "interleaved": interleaved,
+    }
+
+
 BUILDERS: dict[str, Callable[..., Arguments]] = {
     "token_importance": importance_arguments,
     "select_tokens": select_arguments,
@@ -231,6 +252,7 @@ BUILDERS: dict[str, Callable[..., Arguments]] = {
     "kv_append_": append_arguments,
     "lazy_attention": attention_arguments,
     "linear": linear_arguments,
+    "rotate": rotate_arguments,
 }
 
 

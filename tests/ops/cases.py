@@ -366,3 +366,34 @@ case(op, "strided", rows=7, features=(96, 40), layout="strided", smoke=True)
 case(op, "misaligned", rows=7, features=(64, 40), layout="misaligned")
 case(op, "nan_in_a_row", rows=5, features=(64, 40), edit=put("x", (1, 3), NAN))
 case(op, "inf_in_a_weight", rows=5, features=(64, 40), edit=put("weight", (7, 3), INF))
+
+# --- rotate -------------------------------------------------------------------------------------
+# rows: R; heads: H; dim: D; half: pairs that are rotated
+
+op = "rotate"
+for half in (1, 3, 4, 7, 8, 9, 15, 16, 17, 20, 31, 32, 33, 48, 64, 128):
+    case(op, f"half{half}", rows=5, heads=3, dim=2 * half, half=half)
+    case(op, f"half{half}_of_more", rows=5, heads=3, dim=2 * half + half % 5 + 1, half=half,
+         interleaved=half % 2 == 0)
+case(op, "one_token", rows=1, heads=9, dim=64, half=32, smoke=True)
+case(op, "prefill", rows=1134, heads=9, dim=64, half=32)
+case(op, "prefill_interleaved", rows=1134, heads=2, dim=128, half=32, interleaved=True)
+case(op, "interleaved", rows=17, heads=4, dim=128, half=64, interleaved=True, smoke=True)
+case(op, "interleaved_odd", rows=7, heads=3, dim=43, half=20, interleaved=True, smoke=True)
+case(op, "partial", rows=17, heads=4, dim=80, half=16, smoke=True)
+case(op, "odd", rows=7, heads=3, dim=9, half=3, smoke=True)
+case(op, "nothing_rotated", rows=5, heads=2, dim=64, half=0)
+case(op, "no_rows", rows=0, heads=2, dim=64, half=32)
+case(op, "no_heads", rows=3, heads=0, dim=64, half=32)
+case(op, "no_dim", rows=3, heads=2, dim=0, half=0)
+case(op, "strided", rows=17, heads=3, dim=96, half=32, layout="strided", smoke=True)
+case(op, "misaligned", rows=17, heads=3, dim=96, half=32, layout="misaligned")
+case(op, "misaligned_interleaved", rows=17, heads=3, dim=96, half=48, layout="misaligned",
+     interleaved=True)
+case(op, "nan_in_a_pair", rows=5, heads=3, dim=80, half=20, edit=put("x", (1, 2, 25), NAN),
+     smoke=True)
+case(op, "nan_in_a_pair_interleaved", rows=5, heads=3, dim=80, half=20, interleaved=True,
+     edit=put("x", (1, 2, 25), NAN))
+case(op, "nan_in_an_angle", rows=5, heads=3, dim=80, half=20, edit=put("cos", (3, 19), NAN))
+case(op, "nan_that_is_copied", rows=5, heads=3, dim=80, half=20, edit=put("x", (1, 2, 55), NAN))
+case(op, "inf", rows=5, heads=3, dim=64, half=32, edit=put("x", (1, 2, 0), INF))

@@ -25,7 +25,7 @@ from .builders import Arguments
 HALF_ULP = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 LOGIT_ROUNDING = 16 * torch.finfo(torch.float32).eps
 
-COMPUTED = ("token_importance", "lazy_attention", "linear")
+COMPUTED = ("token_importance", "lazy_attention", "linear", "rotate")
 
 
 def has_cuda_kernels() -> bool:
@@ -161,6 +161,9 @@ def plain_computation(name: str, arguments: Arguments) -> Tensor:
     if name == "linear":
         with one_thread():
             return torch.nn.functional.linear(*arguments.values())
+    if name == "rotate":
+        with one_thread():
+            return plain_rotation(**arguments)
     # Importance is float32 throughout, whatever the queries and keys are: so is the reference.
     return run_reference(name, arguments)[0]
 
@@ -200,3 +203,13 @@ def plain_attention(
         weights = weights.masked_fill(~visible.any(dim=-1, keepdim=True), 0.0)
         output[rows] = (weights @ values).transpose(0, 1)
     return output
+
+
+def plain_rotation(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    """Rotary embedding as models write it: every step rounded to the dtype."""
+    half, cos, sin = cos.shape[1], cos[:, None], sin[:, None]
+    rotary, rest = x[..., : 2 * half], x[..., 2 * half :]
+    if interleaved:
+        rotary = torch.cat([rotary[..., 0::2], rotary[..., 1::2]], dim=-1)
+    turned = torch.cat([-rotary[..., half:], rotary[..., :half]], dim=-1)
+    return torch.cat([rotary * cos.repeat(1, 1, 2) + turned * sin.repeat(1, 1, 2), rest], dim=-1)

@@ -61,7 +61,7 @@ OTHERS = [name for name in NEEDS if _available(name) and name != _C.cpu_capabili
 
 @pytest.mark.parametrize("capability", OTHERS)
 def test_cases_of_each_capability(capability: str) -> None:
-    tests = "test_equals_reference or test_a_sequence_alone"
+    tests = "test_equals_reference or test_a_sequence_alone or test_a_row_alone"
     _run(
         capability, "-m", "pytest", "-q", "-m", "smoke and not gpu", "-k", tests,
         "-p", "no:cacheprovider", "test_ops.py",

@@ -25,6 +25,7 @@ BASES: dict[str, dict[str, Any]] = {
     "kv_append_": {"stored": 9, "tokens": 5, "kv_heads": 2, "dim": 8},
     "lazy_attention": {"rows": [3, 2], "keys": [9, 12], "heads": (4, 2), "dim": 8},
     "linear": {"rows": 5, "features": (8, 6)},
+    "rotate": {"rows": 5, "heads": 2, "dim": 8, "half": 3},
 }
 Change = Callable[[Any], Any]
 
@@ -179,6 +180,17 @@ WRONG: dict[str, list[Row]] = {
         ("bias", "features", shorter),
         ("bias", "dtype of x", to(torch.bfloat16)),
     ],
+    "rotate": [
+        ("x", "stride", every_second),
+        ("cos", "stride", every_second),
+        ("cos", "rows", shorter),
+        ("cos", "wider than half a head", lambda cos: cos.repeat(1, 2)[:, :5]),
+        ("cos", "dtype of x", to(torch.bfloat16)),
+        ("sin", "stride", every_second),
+        ("sin", "rows", shorter),
+        ("sin", "width", narrower),
+        ("sin", "dtype of x", to(torch.bfloat16)),
+    ],
 }
 # Wrong by what the tensors hold, which only the CPU looks at.
 WRONG_VALUES: dict[str, list[Row]] = {
@@ -211,6 +223,7 @@ WRONG_VALUES: dict[str, list[Row]] = {
         ("slots", "below -1", entry(1, -2)),
     ],
     "linear": [],
+    "rotate": [],
 }
 
 

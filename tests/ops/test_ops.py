@@ -45,6 +45,10 @@ def test_two_runs_are_equal(case: Case, dtype: torch.dtype, device: str) -> None
     comparison.assert_same_bits(comparison.run(case.op, case.arguments(dtype, device)), first)
 
 
+# Operators whose rows have nothing to do with each other, and which arguments have a row for each.
+BY_ROWS = {"linear": ("x",), "rotate": ("x", "cos", "sin")}
+
+
 def _sequences(case: Case) -> int:
     """Number of sequences; 1 for the operators that know none."""
     counts = case.options.get("lengths", case.options.get("rows"))
@@ -69,14 +73,25 @@ def test_a_sequence_alone_gives_the_same(case: Case, dtype: torch.dtype, device:
 
 
 @pytest.mark.parametrize(
-    "case, dtype, device", _parameters([case for case in CASES if case.op == "linear"])
+    "case, dtype, device", _parameters([case for case in CASES if case.op in BY_ROWS])
 )
 def test_a_row_alone_gives_the_same(case: Case, dtype: torch.dtype, device: str) -> None:
     arguments = case.arguments(dtype, device)
-    together = comparison.run("linear", arguments)[0]
+    together = comparison.run(case.op, arguments)[0]
     for row in range(len(together)):
-        alone = comparison.run("linear", {**arguments, "x": arguments["x"][row : row + 1]})
+        own = {name: arguments[name][row : row + 1] for name in BY_ROWS[case.op]}
+        alone = comparison.run(case.op, {**arguments, **own})
         comparison.assert_same_bits(alone, [together[row : row + 1]])
+
+
+@pytest.mark.parametrize(
+    "case, dtype, device", _parameters([case for case in CASES if case.op == "rotate"])
+)
+def test_what_is_not_rotated_is_copied(case: Case, dtype: torch.dtype, device: str) -> None:
+    arguments = case.arguments(dtype, device)
+    rest = slice(2 * case.options["half"], None)
+    (got,) = comparison.run("rotate", arguments)
+    comparison.assert_same_bits([got[..., rest]], [arguments["x"][..., rest].cpu()])
 
 
 def split_attention(arguments: Arguments, b: int) -> tuple[Arguments, list[slice]]:

@@ -76,3 +76,15 @@ def test_selection_is_topk_of_max_pool() -> None:
     expected = pooled.sort(descending=True, stable=True).indices[:40].sort().values
     assert index.tolist() == expected.tolist() + [-1] * 10
     assert selected.tolist() == [40]
+
+
+def test_rotation_is_a_complex_product() -> None:
+    x = torch.randn((7, 3, 20), generator=_generator(), dtype=torch.float64)
+    angle = torch.randn((7, 8), generator=_generator(), dtype=torch.float64)
+    turn = torch.polar(torch.ones_like(angle), angle)[:, None]
+    halves = torch.complex(x[..., :8], x[..., 8:16]) * turn
+    neighbours = torch.view_as_complex(x[..., :16].unflatten(-1, (8, 2))) * turn
+    for expected, interleaved in ((halves, False), (neighbours, True)):
+        got = reference.rotate(x, angle.cos(), angle.sin(), interleaved)
+        expected = torch.cat([expected.real, expected.imag, x[..., 16:]], dim=-1)
+        torch.testing.assert_close(got, expected)

@@ -19,7 +19,9 @@ OPERATORS = sorted(
     if name.startswith("lazyllm::")
 )
 # One plain case of each dtype kind an operator takes, and one with unused places.
-CHECKED = [case for case in CASES if case.name in ("unused", "int64", "strided", "no_bias")]
+CHECKED = [
+    case for case in CASES if case.name in ("unused", "int64", "strided", "no_bias", "interleaved")
+]
 
 
 def test_there_are_operators() -> None:
@@ -29,6 +31,7 @@ def test_there_are_operators() -> None:
         "kv_append_",
         "lazy_attention",
         "linear",
+        "rotate",
         "select_tokens",
         "token_importance",
     ]

@@ -84,13 +84,19 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.ops.lazyllm.linear(x, weight, bias)
 
 
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    return torch.ops.lazyllm.rotate(x, cos, sin, interleaved)
+
+
+TRACED = ("unused", "no_bias", "interleaved")  # a case of each operator, by its name
 FUNCTIONS = [
     token_importance, select_tokens, aux_gather, aux_scatter_, kv_append_, lazy_attention, linear,
+    rotate,
 ]  # fmt: skip
 
 
 def _arguments(op: str) -> dict[str, Any]:
-    case = next(case for case in CASES if case.op == op and case.name in ("unused", "no_bias"))
+    case = next(case for case in CASES if case.op == op and case.name in TRACED)
     return case.arguments(case.dtypes[0])
 
 

@@ -111,6 +111,14 @@ def test_a_flag_is_a_bool() -> None:
         ops.select_tokens(IMPORTANCE, LENGTHS, targets=TARGETS, cover_protected=1)
 
 
+def test_rotation_defaults() -> None:
+    arguments = _arguments("rotate", rows=3, heads=2, dim=8, half=4)
+    expected = comparison.run("rotate", arguments)
+    comparison.assert_same_bits(
+        [ops.rotate(arguments["x"], arguments["cos"], arguments["sin"])], expected
+    )
+
+
 def test_wrappers_compile_in_one_graph() -> None:
     arguments = _arguments("lazy_attention", **ATTENTION)
     compiled = torch.compile(ops.lazy_attention, fullgraph=True, backend="aot_eager")
