@@ -144,9 +144,10 @@ class BuildOperators(cpp_extension.BuildExtension):
         extension.define_macros.append(("LAZYLLM_VERSION", f'"{self.distribution.get_version()}"'))
         extension.library_dirs.append(str(Path(self.get_ext_fullpath(OPERATORS)).parent))
         # Some CPythons link with the folder of their own library, which nothing here needs.
+        python = f"-Wl,-rpath,{sysconfig.get_config_var('LIBDIR')}"
         for linker in ("linker_so", "linker_so_cxx"):
             command = getattr(self.compiler, linker, [])
-            command[:] = [part for part in command if not part.startswith("-Wl,-rpath")]
+            command[:] = [part for part in command if part != python]
         super().build_extension(extension)
 
 

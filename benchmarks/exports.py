@@ -144,7 +144,7 @@ def figures(
             verified,
         ),
         (
-            f"{title}: times of the first turn",
+            f"{title}: times of the first turn; medians, of times and of the rounds' ratios",
             ["schedule", "", "TTFT s", "apply ÷ this", "ms per token", "apply ÷ this"],
             times,
         ),

@@ -13,7 +13,7 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int64_t kMostHeads = 65535;  // of a grid; more are taken in turns
 
-/// \brief kStep pairs of a head from pair i on, rotated. Explicit fmaf: the same as on the CPU.
+/// \brief kStep pairs of a head from pair i on, rotated. Explicit fmaf, as on CPUs that have it.
 ///
 /// x, to [head_dim]; cos, sin [half]
 template <typename T, int kStep>

@@ -22,7 +22,7 @@ class LazyDecoder(nn.Module):
         embed: token ids -> hidden states, the model's own module.
         layers: the blocks, LazyLayer each.
         norm, lm_head: the model's own final norm and output projection.
-        ropes: the rotary embeddings that layers name by number.
+        ropes: the rotary embeddings that layers name by number, `Rotary` or what gives the same.
         schedule: where tokens are dropped, and how many stay.
         position_embed: positions -> what is added to the hidden states that a step begins with;
             None where no position is learned.

@@ -155,7 +155,7 @@ class Rotary(nn.Module):
     """Rotary position embedding with fixed frequencies.
 
     Args:
-        inv_freq: [head_dim / 2] float32, the model's own buffer.
+        inv_freq: [rotary_dim / 2] float32, the model's own buffer.
         scaling: factor on cos and sin (transformers' `attention_scaling`).
     """
 
@@ -167,8 +167,8 @@ class Rotary(nn.Module):
         self.scaling = scaling
 
     def forward(self, positions: Tensor, dtype: torch.dtype) -> Tuple[Tensor, Tensor]:
-        """positions [rows] int64 -> cos, sin [rows, head_dim / 2] in `dtype`."""
-        angle = positions.float().unsqueeze(1) * self.inv_freq  # [rows, head_dim / 2]
+        """positions [rows] int64 -> cos, sin [rows, rotary_dim / 2] in `dtype`."""
+        angle = positions.float().unsqueeze(1) * self.inv_freq  # [rows, rotary_dim / 2]
         cos, sin = angle.cos() * self.scaling, angle.sin() * self.scaling
         return cos.to(dtype), sin.to(dtype)
 

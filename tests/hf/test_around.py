@@ -98,7 +98,10 @@ def _quantized(model: nn.Module, kind: str) -> nn.Module:
     return model
 
 
-QUANTIZED = ["quanto qint8", "quanto qint4", "bitsandbytes int8", "bitsandbytes nf4"]
+QUANTIZED = [
+    *("quanto qint8", "quanto qint4"),
+    *("bitsandbytes int8", "bitsandbytes nf4", "bitsandbytes fp4"),
+]
 
 
 @pytest.mark.parametrize("kind", QUANTIZED)
