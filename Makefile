@@ -105,7 +105,8 @@ $(VENV)/installed: $(VENV)/torch $(VENV)/sources-listed $(SOURCES)
 # Environments inside the first one, whose packages they use but for those that they have themselves.
 $(OLDEST)/installed: PACKAGES = transformers==$(OLDEST_TRANSFORMERS)
 $(QUANTIZED)/installed: PACKAGES = $(QUANTIZERS)
-$(OLDEST)/installed $(QUANTIZED)/installed: $(VENV)/%/installed: $(VENV)/%-wanted | $(VENV)/installed
+$(OLDEST)/installed $(QUANTIZED)/installed: $(VENV)/%/installed: $(VENV)/%-wanted $(VENV)/torch-wanted \
+		| $(VENV)/installed
 	@echo "installing $(PACKAGES)"
 	@$(BIN)/python -m venv --clear --without-pip $(@D)
 	@packages='import sysconfig; print(sysconfig.get_path("purelib"))'; \

@@ -4,8 +4,9 @@
 
 Each engine runs in a virtual environment of its own under build/others, made by the first run, and
 as a process of its own, one after another, in every round. What cannot be installed or fails is
-listed with its last line. All engines get the same number of prompt tokens of the same text, and
-generate greedily. Weights are not the same in all rows: the column says which.
+listed with its last line. All engines get the same token ids, and generate greedily. Weights are
+not the same in all rows: the column says which. Another one says how many of the first new tokens
+are those of transformers; an engine that should compute the same and begins otherwise is left out.
 """
 
 import json
@@ -56,21 +57,23 @@ class Engine:
         environment: of `ENVIRONMENTS`; empty for this Python.
         kind: of `others_worker.ENGINES`.
         weights: what it computes with, for the reader.
+        exact: whether it should say what transformers does, to rounding.
     """
 
     environment: str
     kind: str
     weights: str
+    exact: bool
 
 
 ENGINES = {
-    "transformers": Engine("", "transformers", "float32"),
-    "lazyllm-ext dense": Engine("", "dense", "float32"),
-    "lazyllm-ext balanced": Engine("", "balanced", "float32"),
-    "lazyllm-ext fast": Engine("", "fast", "float32"),
-    "llama.cpp F32": Engine("llama", "llama-f32", "float32"),
-    "llama.cpp Q4_1": Engine("llama", "llama-q4", "4 bit, as shipped"),
-    "OpenVINO GenAI": Engine("openvino", "openvino", "float32"),
+    "transformers": Engine("", "transformers", "float32", True),
+    "lazyllm-ext dense": Engine("", "dense", "float32", True),
+    "lazyllm-ext balanced": Engine("", "balanced", "float32", False),
+    "lazyllm-ext fast": Engine("", "fast", "float32", False),
+    "llama.cpp F32": Engine("llama", "llama-f32", "float32", True),
+    "llama.cpp Q4_1": Engine("llama", "llama-q4", "4 bit, as shipped", False),
+    "OpenVINO GenAI": Engine("openvino", "openvino", "float32", True),
 }
 
 
@@ -108,6 +111,8 @@ def compare(
     rows = {
         engine: _row(ENGINES[engine], runs[engine]) for engine in chosen if engine not in failed
     }
+    if "transformers" in rows:
+        _compare_tokens(rows, failed)
     result = {
         "machine": machine.describe(),
         "ceilings": machine.ceilings(),
@@ -197,8 +202,19 @@ def _row(engine: Engine, runs: list[dict[str, Any]]) -> dict[str, Any]:
         "weights": engine.weights,
         "ttft_s": spread([answer["ttft_s"] for answer in runs]),
         "decode_tokens_per_s": spread([answer["decode_tokens_per_s"] for answer in runs]),
-        "tokens": runs[0].get("tokens"),
+        "tokens": runs[0]["tokens"],
     }
+
+
+def _compare_tokens(rows: dict[str, Any], failed: dict[str, str]) -> None:
+    """How many first tokens are transformers'; what should agree and does not moves to `failed`."""
+    expected = rows["transformers"]["tokens"]
+    for name, row in list(rows.items()):
+        equal = [mine == theirs for mine, theirs in zip(row["tokens"], expected, strict=True)]
+        row["as_transformers"] = [*equal, False].index(False)
+        if ENGINES[name].exact and row["as_transformers"] == 0:
+            failed[name] = f"its first token is {row['tokens'][0]}, transformers' {expected[0]}"
+            del rows[name]
 
 
 def _tables(result: dict[str, Any]) -> list[Any]:
@@ -213,10 +229,12 @@ def _tables(result: dict[str, Any]) -> list[Any]:
                 f"{base['ttft_s']['median'] / ttft:.2f}",
                 f"{rate / base['decode_tokens_per_s']['median']:.2f}",
             ]
-        figures = [f"{ttft:.2f}", faster[0], f"{rate:.1f}", faster[1]]
+        same = f"{row['as_transformers']} of {len(row['tokens'])}" if base else ""
+        figures = [f"{ttft:.2f}", faster[0], f"{rate:.1f}", faster[1], same]
         lines.append([name, row["version"], row["weights"], *figures])
     header = ["", "version", "weights", "TTFT s", "× as fast as transformers"]
     header += ["tokens per s", "× as fast as transformers, decoding"]
+    header += ["first tokens as transformers'"]
     title = f"SmolLM2-135M-Instruct, {result['prompt_tokens']} prompt tokens"
     found = [table_of(title, header, lines)]
     if result["failed"]:

@@ -10,12 +10,13 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-Generate = Callable[[list[int], int], Iterator[Any]]  # prompt, new tokens -> each as it arrives
+# Prompt, number of new tokens -> seconds from the call to each new token, and the tokens.
+Generate = Callable[[list[int], int], tuple[list[float], list[int]]]
 
 _WARM_UP = 64, 2  # tokens of the prompt, new ones
 
@@ -25,19 +26,18 @@ def with_transformers(request: dict[str, Any], kind: str) -> tuple[str, Generate
     import torch
 
     torch.set_num_threads(request["threads"])
+    import lazyllm_ext
     from lazyllm_ext.bench.model import Model
 
     model = Model(request["folder"], "float32")
 
-    def generate(ids: list[int], new_tokens: int) -> Iterator[Any]:
+    def generate(ids: list[int], new_tokens: int) -> tuple[list[float], list[int]]:
         run = model.generate(kind, torch.tensor(ids), new_tokens)
-        # Its own clock saw the tokens arrive; `measure` takes these times as they are.
-        yield run.ttft
-        for _ in range(new_tokens - 1):
-            yield run.per_token
+        return [run.ttft + run.per_token * i for i in range(new_tokens)], run.tokens
 
-    package = "transformers" if kind == "transformers" else "lazyllm-ext"
-    return f"{package} {version(package)}", generate
+    if kind == "transformers":
+        return f"transformers {version('transformers')}", generate
+    return f"lazyllm-ext {lazyllm_ext.__version__}", generate
 
 
 def with_llama(request: dict[str, Any], kind: str) -> tuple[str, Generate]:
@@ -57,11 +57,15 @@ def with_llama(request: dict[str, Any], kind: str) -> tuple[str, Generate]:
         verbose=False,
     )
 
-    def generate(ids: list[int], new_tokens: int) -> Iterator[Any]:
+    def generate(ids: list[int], new_tokens: int) -> tuple[list[float], list[int]]:
         llama.reset()  # else the tokens of the warm-up, a prefix, would not be computed again
-        tokens = llama.generate(ids, temp=0.0, repeat_penalty=1.0, reset=True)
-        for _ in range(new_tokens):
-            yield next(tokens)
+        begin = time.perf_counter()
+        arrived, tokens = [], []
+        stream = llama.generate(ids, temp=0.0, repeat_penalty=1.0, reset=True)
+        for token in itertools.islice(stream, new_tokens):
+            arrived.append(time.perf_counter() - begin)
+            tokens.append(int(token))
+        return arrived, tokens
 
     return f"llama-cpp-python {version('llama-cpp-python')}", generate
 
@@ -113,12 +117,12 @@ def with_openvino(request: dict[str, Any], kind: str) -> tuple[str, Generate]:
         KV_CACHE_PRECISION="f32",
     )
 
-    def generate(ids: list[int], new_tokens: int) -> Iterator[Any]:
+    def generate(ids: list[int], new_tokens: int) -> tuple[list[float], list[int]]:
         arrived: list[float] = []
 
         class Stream(openvino_genai.StreamerBase):  # type: ignore[misc]
             def write(self, tokens: Any) -> Any:
-                arrived.append(time.perf_counter())
+                arrived.append(time.perf_counter() - begin)
                 return openvino_genai.StreamingStatus.RUNNING
 
             def end(self) -> None:
@@ -126,7 +130,7 @@ def with_openvino(request: dict[str, Any], kind: str) -> tuple[str, Generate]:
 
         begin = time.perf_counter()
         tensor = openvino.Tensor(numpy.array([ids], dtype=numpy.int64))
-        pipeline.generate(
+        answer = pipeline.generate(
             openvino_genai.TokenizedInputs(
                 tensor, openvino.Tensor(numpy.ones((1, len(ids)), dtype=numpy.int64))
             ),
@@ -136,9 +140,7 @@ def with_openvino(request: dict[str, Any], kind: str) -> tuple[str, Generate]:
             apply_chat_template=False,
             streamer=Stream(),
         )
-        yield arrived[0] - begin
-        for before, after in itertools.pairwise(arrived):
-            yield after - before
+        return arrived, [int(token) for token in answer.tokens[0]]
 
     return f"openvino-genai {version('openvino-genai')}", generate
 
@@ -150,42 +152,30 @@ def _convert(folder: str, target: Path) -> None:
 
 
 ENGINES = {
-    "transformers": (with_transformers, True),
-    "dense": (with_transformers, True),
-    "balanced": (with_transformers, True),
-    "fast": (with_transformers, True),
-    "llama-f32": (with_llama, False),
-    "llama-q4": (with_llama, False),
-    "openvino": (with_openvino, True),
-}  # name -> how to load it, and whether it yields seconds instead of tokens
-
-
-def measure(generate: Generate, timed: bool, ids: list[int], new_tokens: int) -> dict[str, Any]:
-    """TTFT in seconds, and tokens per second after it."""
-    if timed:
-        waits = list(generate(ids, new_tokens))
-        return {"ttft_s": waits[0], "decode_tokens_per_s": (len(waits) - 1) / sum(waits[1:])}
-    begin = time.perf_counter()
-    arrived, tokens = [], []
-    for token in generate(ids, new_tokens):
-        arrived.append(time.perf_counter())
-        tokens.append(int(token))
-    return {
-        "ttft_s": arrived[0] - begin,
-        "decode_tokens_per_s": (len(arrived) - 1) / (arrived[-1] - arrived[0]),
-        "tokens": tokens,
-    }
+    "transformers": with_transformers,
+    "dense": with_transformers,
+    "balanced": with_transformers,
+    "fast": with_transformers,
+    "llama-f32": with_llama,
+    "llama-q4": with_llama,
+    "openvino": with_openvino,
+}
 
 
 def main(kind: str) -> None:
     """Warm up, measure, print."""
     request = json.load(sys.stdin)
-    load, timed = ENGINES[kind]
-    name, generate = load(request, kind)
+    name, generate = ENGINES[kind](request, kind)
     short, few = _WARM_UP
-    list(generate(request["ids"][:short], few))
-    answer = measure(generate, timed, request["ids"], request["new_tokens"])
-    print(json.dumps({"version": name, **answer}))
+    generate(request["ids"][:short], few)
+    arrived, tokens = generate(request["ids"], request["new_tokens"])
+    answer = {
+        "version": name,
+        "ttft_s": arrived[0],
+        "decode_tokens_per_s": (len(arrived) - 1) / (arrived[-1] - arrived[0]),
+        "tokens": tokens,
+    }
+    print(json.dumps(answer))
 
 
 if __name__ == "__main__":

@@ -77,6 +77,7 @@ class Run:
         generation: seconds for all.
         kv_bytes, aux_bytes: held at the end, spare room included.
         needed_bytes: of the sets alone: C_s in every layer, and what waits.
+        tokens: what was generated.
         kept: the active sets A_1 … A_S after the last step; None for transformers.
     """
 
@@ -86,6 +87,7 @@ class Run:
     kv_bytes: int
     aux_bytes: int
     needed_bytes: int
+    tokens: list[int]
     kept: list[Tensor] | None
 
 
@@ -194,7 +196,8 @@ class Model:
                 boundaries = len(lazy.decoder.boundaries)
                 kept = [book.active(cache.state, s + 1, 0) for s in range(boundaries)]
         per_token = (last - first) / max(1, new_tokens - 1)
-        return Run(first, per_token, generation, **stored, kept=kept)
+        tokens = result.sequences[0, ids.numel() :].tolist()
+        return Run(first, per_token, generation, **stored, tokens=tokens, kept=kept)
 
     def synchronize(self) -> None:
         """Wait for what runs on a GPU."""

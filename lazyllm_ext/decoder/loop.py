@@ -65,6 +65,9 @@ class LazyDecoder(nn.Module):
         self.window = schedule.window
         self.over_heads, self.accumulate = schedule.over_heads, schedule.accumulate
         self.bounded = schedule.max_revive >= 0
+        # Fixed shapes spare decoding the wait for a count from the device. On the CPU there is no
+        # wait, and packed rows are fewer; a step that is compiled needs fixed ones there as well.
+        self.fixed_on_cpu = False
         self.boundary_at = [-1] * len(layers)
         self.boundaries = []
         for number, layer in enumerate(schedule.layers):
@@ -186,7 +189,7 @@ class LazyDecoder(nn.Module):
             self.window,
             logits_to_keep,
             protect_last,
-            self.bounded,
+            self.bounded and (self.fixed_on_cpu or not hidden.is_cpu),
         )
         slots = enter_stage_(state, self.spec, 0, rows.place)
         keys = all_keys(state, new_counts, step.fixed)

@@ -42,7 +42,7 @@ class Step(NamedTuple):
     decay: Tensor  # [B, 1] float32, what is left of the old importance
     forgets: bool  # whether some sequence's old importance counts for nothing any more
     protect_last: int
-    fixed: bool  # bounded revival while decoding: shapes do not depend on the data
+    fixed: bool  # one token a sequence, and shapes do not depend on the data
 
 
 def offsets_of(counts: List[int], device: torch.device) -> Tensor:
@@ -85,7 +85,7 @@ def begin_step(
     window: int,
     logits_to_keep: int,
     protect_last: int,
-    bounded: bool,
+    fixes_decoding: bool,
 ) -> Tuple[Step, Rows]:
     """Enter the new tokens (positions [rows], new_counts[b] of each sequence) into the tables."""
     device = positions.device
@@ -114,7 +114,7 @@ def begin_step(
         decay=(1.0 - new.double() / window).clamp(min=0.0).float().unsqueeze(1),
         forgets=most >= window,
         protect_last=protect_last,
-        fixed=bounded and most == 1 and fewest == 1,
+        fixed=fixes_decoding and most == 1 and fewest == 1,
     )
     return step, rows
 

@@ -31,10 +31,14 @@ class Step(nn.Module):
     """A decoding step in fixed shapes, as a function of tensors: what is compiled.
 
     The host's counters are those of an empty state: they decide about room, and there is enough.
+
+    Args:
+        decoder: decodes in fixed shapes on the CPU as well from now on.
     """
 
     def __init__(self, decoder: LazyDecoder):
         super().__init__()
+        decoder.fixed_on_cpu = True
         self.decoder = decoder
 
     def forward(self, ids: Tensor, tensors: list[list[Tensor]]) -> Tensor:

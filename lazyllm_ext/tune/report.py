@@ -41,7 +41,7 @@ def sentences(tuning: Tuning) -> list[str]:
     )
     over = [trial for trial in tuning.checks if not trial.within]
     if tuned is None or checked is None:
-        why = f"none of the {len(tuning.trials)} schedules that were run is within {asked}"
+        why = f"no schedule that was run is within {asked} (runs: {len(tuning.trials)})"
         if not tuning.layers:
             protected = SCORING.window + SCORING.protect_first
             why = (
@@ -52,8 +52,8 @@ def sentences(tuning: Tuning) -> list[str]:
             why = "no schedule spares enough to be run"
         elif over:
             why = (
-                f"none of the {len(over)} schedules within {asked} on the prompts that were tuned "
-                "on is so on the others, which are too few or too unlike each other"
+                f"no schedule within {asked} on the prompts that were tuned on is so on the others "
+                f"(checked: {len(over)}), which are too few or too unlike each other"
             )
         return [f"Dense: {why}. Nothing is dropped.", *([left] if tuning.open else [])]
     said = [

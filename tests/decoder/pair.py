@@ -29,6 +29,7 @@ class Pair:
         schedule: of both.
         batch: number of sequences.
         decoder: one made before, of the same model and schedule.
+        fixed: decode in fixed shapes, as on a GPU, where revival is bounded.
     """
 
     def __init__(
@@ -37,8 +38,10 @@ class Pair:
         schedule: PruningSchedule,
         batch: int = 1,
         decoder: LazyDecoder | None = None,
+        fixed: bool = False,
     ):
         self.decoder = decoder or LazyDecoder.from_model(model, schedule)
+        self.decoder.fixed_on_cpu = fixed
         self.oracles = [make_oracle(model, schedule) for _ in range(batch)]
         self.state = self.decoder.new_state(batch, model.lm_head.weight)
         self.boundaries = range(1, len(self.oracles[0].computed))

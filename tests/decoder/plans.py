@@ -64,6 +64,7 @@ class Plan:
     schedule: PruningSchedule
     actions: tuple[Turn | Decode | Crop, ...]
     seed: int = 0
+    fixed: bool = False  # decode in fixed shapes
 
     @property
     def batch(self) -> int:
@@ -145,4 +146,5 @@ def plans(
             actions.append(turn(0 if sequences > 1 else 1, 10))
         else:
             actions.append(Crop(tuple(draw(st.integers(0, 6)) for _ in range(sequences))))
-    return Plan(name, schedule, tuple(actions), draw(st.integers(0, 99)))
+    fixed = schedule.max_revive is not None and draw(st.booleans())
+    return Plan(name, schedule, tuple(actions), draw(st.integers(0, 99)), fixed)

@@ -14,11 +14,14 @@ from lazyllm_ext.schedule import Boundary, PruningSchedule
 from .pair import Pair
 from .plans import Crop, Decode, Plan, Turn, examples, plans
 
-REVIVE = pytest.mark.parametrize("max_revive", [None, 0, 2])
+REVIVE = pytest.mark.parametrize(
+    ("max_revive", "fixed"),
+    [(None, False), (0, False), (2, False), (0, True), (2, True)],
+)
 
 
 def run(plan: Plan) -> None:
-    plan.run(Pair(shared_model(plan.model), plan.schedule, plan.batch))
+    plan.run(Pair(shared_model(plan.model), plan.schedule, plan.batch, fixed=plan.fixed))
 
 
 def two_boundaries(model: torch.nn.Module, **rules: object) -> PruningSchedule:
@@ -50,47 +53,47 @@ def test_keep_times_length_is_a_whole_number() -> None:
 
 
 @REVIVE
-def test_past_the_capacity_of_tables_and_stores(max_revive: int | None) -> None:
+def test_past_the_capacity_of_tables_and_stores(max_revive: int | None, fixed: bool) -> None:
     model = shared_model("llama")
     schedule = two_boundaries(model, window=3, pool=3, max_revive=max_revive)
-    run(Plan("llama", schedule, (Turn((60,)), Decode(75)), seed=3))
+    run(Plan("llama", schedule, (Turn((60,)), Decode(75)), seed=3, fixed=fixed))
 
 
 @REVIVE
 @pytest.mark.parametrize("window", [1, 5])
-def test_drafts_that_are_cropped(max_revive: int | None, window: int) -> None:
+def test_drafts_that_are_cropped(max_revive: int | None, fixed: bool, window: int) -> None:
     """As assisted decoding does it: logits of all drafted tokens, some of which are taken back."""
     model = shared_model("qwen3")
     schedule = two_boundaries(model, window=window, max_revive=max_revive, protect_first=2)
     rounds = [(Turn((4,), asked=4), Crop((taken_back,))) for taken_back in (0, 3, 1, 4, 2) * 4]
     actions = (Turn((40,)), *(action for pair in rounds for action in pair), Decode(3))
-    run(Plan("qwen3", schedule, actions, seed=4))
+    run(Plan("qwen3", schedule, actions, seed=4, fixed=fixed))
 
 
 @REVIVE
-def test_everything_cropped(max_revive: int | None) -> None:
+def test_everything_cropped(max_revive: int | None, fixed: bool) -> None:
     model = shared_model("llama")
     schedule = two_boundaries(model, max_revive=max_revive)
     actions = (Turn((12, 20)), Decode(2), Crop((99, 5)), Turn((7, 3)), Decode(3), Crop((99, 99)))
-    run(Plan("llama", schedule, (*actions, Turn((5, 9)), Decode(2)), seed=5))
+    run(Plan("llama", schedule, (*actions, Turn((5, 9)), Decode(2)), seed=5, fixed=fixed))
 
 
 @REVIVE
-def test_shorter_than_min_tokens_after_a_crop(max_revive: int | None) -> None:
+def test_shorter_than_min_tokens_after_a_crop(max_revive: int | None, fixed: bool) -> None:
     """Everything is active again, as far as it may be revived."""
     model = shared_model("llama")
     schedule = two_boundaries(model, max_revive=max_revive, min_tokens=30)
-    pair = Pair(model, schedule)
+    pair = Pair(model, schedule, fixed=fixed)
     Plan("llama", schedule, (Turn((40,)), Decode(2), Crop((15,)), Decode(2)), seed=6).run(pair)
     left = [len(waiting) for waiting in pair.oracles[0].aux[1:]]
     assert (left == [0, 0]) == (max_revive is None)
 
 
 @REVIVE
-def test_beams(max_revive: int | None) -> None:
+def test_beams(max_revive: int | None, fixed: bool) -> None:
     """Sequences are reordered and repeated between steps, and then part."""
     model = shared_model("gemma3")
-    pair = Pair(model, two_boundaries(model, window=2, max_revive=max_revive), batch=2)
+    pair = Pair(model, two_boundaries(model, window=2, max_revive=max_revive), batch=2, fixed=fixed)
     pair.step([random_ids(25, seed=1), random_ids(30, seed=2)])
     pair.reorder([0, 0, 1, 1])
     for step, order in enumerate([(0, 1, 2, 3), (1, 1, 3, 2), (0, 0, 2, 2), (3, 2, 1, 0)]):
@@ -133,12 +136,12 @@ def test_more_logits_asked_than_one_of_a_batch_brings() -> None:
 
 
 @REVIVE
-def test_a_sequence_without_new_tokens(max_revive: int | None) -> None:
+def test_a_sequence_without_new_tokens(max_revive: int | None, fixed: bool) -> None:
     """It takes no step: nothing of it changes, and nothing revives."""
     model = shared_model("llama")
     schedule = two_boundaries(model, max_revive=max_revive)
     actions = (Turn((20, 9, 14)), Decode(2), Turn((0, 2, 0), asked=2), Turn((0, 1, 3)), Decode(2))
-    run(Plan("llama", schedule, actions, seed=7))
+    run(Plan("llama", schedule, actions, seed=7, fixed=fixed))
 
 
 class TestNotANumber:

@@ -21,7 +21,10 @@ from lazyllm_ext.state import LazyState
 from .pair import LOGIT_TOLERANCE, Pair
 from .plans import Decode, Plan, Turn, examples, plans
 
-REVIVE = pytest.mark.parametrize("max_revive", [None, 0, 1])
+REVIVE = pytest.mark.parametrize(
+    ("max_revive", "fixed"),
+    [(None, False), (0, False), (1, False), (0, True), (1, True)],
+)
 PRUNED = (Boundary(layer=1, keep=0.5), Boundary(layer=3, keep=0.2))
 
 
@@ -65,9 +68,12 @@ def steps_of_the_decoder(pair: Pair, wrapped: Callable[..., Any]) -> Iterator[No
 
 class TestAtMostOnce:
     @examples(0.5)
-    @given(plans(batch=st.integers(1, 3), revive=st.none()))
+    @given(plans(batch=st.integers(1, 3)))
     def test_every_row_of_a_layer(self, plan: Plan) -> None:
-        """Keys, values and the rest of a layer: for each token once, and only where it got."""
+        """Keys, values and the rest of a layer: for each token once, and only where it got.
+
+        In packed rows, since fixed shapes have rows that are no token's.
+        """
         model = shared_model(plan.model)
         pair = Pair(model, plan.schedule, plan.batch)
         total = {name: [0] * len(pair.decoder.layers) for name in ("k", "v", "o", "mlp")}
@@ -90,7 +96,7 @@ class TestAtMostOnce:
     @given(plans(batch=st.integers(1, 3)))
     def test_what_is_stored_stays(self, plan: Plan) -> None:
         """A token's key and value in a layer never change, whoever is revived, moved or cropped."""
-        pair = Pair(shared_model(plan.model), plan.schedule, plan.batch)
+        pair = Pair(shared_model(plan.model), plan.schedule, plan.batch, fixed=plan.fixed)
         before: dict[tuple[int, int], dict[int, Tensor]] = {}
 
         def watched(step: Callable[..., Tensor], *arguments: Any) -> Tensor:
@@ -107,10 +113,10 @@ class TestAtMostOnce:
             plan.run(pair)
 
     @pytest.mark.parametrize("max_revive", [0, 1, 2])
-    def test_shapes_of_a_bounded_decoding_step(self, max_revive: int) -> None:
+    def test_fixed_shapes_of_a_bounded_decoding_step(self, max_revive: int) -> None:
         """After boundary s, batch · (1 + s · max_revive) rows, whatever is revived."""
         model = shared_model("llama")
-        pair = Pair(model, PruningSchedule(PRUNED, max_revive=max_revive), batch=2)
+        pair = Pair(model, PruningSchedule(PRUNED, max_revive=max_revive), batch=2, fixed=True)
         pair.step([random_ids(30, seed=1), random_ids(21, seed=2)])
 
         def counted(step: Callable[..., Tensor], *arguments: Any) -> Tensor:
@@ -140,11 +146,14 @@ class TestKeepAllIsTheModel:
 
     @REVIVE
     @pytest.mark.parametrize("name", MODELS)
-    def test_prefill_turns_decoding_and_crop(self, name: str, max_revive: int | None) -> None:
+    def test_prefill_turns_decoding_and_crop(
+        self, name: str, max_revive: int | None, fixed: bool
+    ) -> None:
         model = shared_model(name)
         boundaries = tuple(Boundary(layer=layer, keep=1.0) for layer in boundary_layers(model))
         schedule = PruningSchedule(boundaries, window=2, pool=3, max_revive=max_revive)
         decoder = LazyDecoder.from_model(model, schedule)
+        decoder.fixed_on_cpu = fixed
         state = decoder.new_state(2, model.lm_head.weight)
         ids = [random_ids(34, seed=1), random_ids(28, seed=2)]
         expected = [transformers_logits(model, of_sequence) for of_sequence in ids]
@@ -186,7 +195,7 @@ def compare(logits: Tensor, expected: list[Tensor], begin: list[int], asked: int
 @examples(0.5)
 @given(plans(batch=st.integers(1, 3)))
 def test_sets_nest_and_aux_is_the_difference(plan: Plan) -> None:
-    pair = Pair(shared_model(plan.model), plan.schedule, plan.batch)
+    pair = Pair(shared_model(plan.model), plan.schedule, plan.batch, fixed=plan.fixed)
 
     def checked(step: Callable[..., Tensor], *arguments: Any) -> Tensor:
         logits = step(*arguments)
@@ -211,10 +220,13 @@ def test_sets_nest_and_aux_is_the_difference(plan: Plan) -> None:
 
 class TestMemory:
     @REVIVE
-    def test_bytes_stay_close_to_what_the_sets_need(self, max_revive: int | None) -> None:
+    def test_bytes_stay_close_to_what_the_sets_need(
+        self, max_revive: int | None, fixed: bool
+    ) -> None:
         model = shared_model("llama")
         schedule = PruningSchedule(PRUNED, window=2, max_revive=max_revive)
         decoder = LazyDecoder.from_model(model, schedule)
+        decoder.fixed_on_cpu = fixed
         state = decoder.new_state(2, model.lm_head.weight)
         ids = [random_ids(900, seed=3), random_ids(700, seed=4)]
         begin = [0, 0]
@@ -262,10 +274,13 @@ def bytes_needed(decoder: LazyDecoder, state: LazyState) -> int:
 
 class TestGenerations:
     @REVIVE
-    def test_a_sequence_of_a_batch_is_what_it_is_alone(self, max_revive: int | None) -> None:
+    def test_a_sequence_of_a_batch_is_what_it_is_alone(
+        self, max_revive: int | None, fixed: bool
+    ) -> None:
         model = shared_model("qwen3")
         schedule = PruningSchedule(PRUNED, window=3, pool=3, max_revive=max_revive)
         decoder = LazyDecoder.from_model(model, schedule)
+        decoder.fixed_on_cpu = fixed
         ids = [random_ids(50, seed=7), random_ids(50, seed=8), random_ids(50, seed=9)]
         turns = [(31, 1, 12), *[(1, 1, 1)] * 5, (0, 9, 2), (4, 0, 0), *[(1, 1, 1)] * 5]
         state = decoder.new_state(3, model.lm_head.weight)
@@ -287,11 +302,12 @@ class TestGenerations:
                 assert torch.equal(bookkeeping.computed(state, s, b), expected)
 
     @REVIVE
-    def test_repeated_in_a_row_and_interleaved(self, max_revive: int | None) -> None:
+    def test_repeated_in_a_row_and_interleaved(self, max_revive: int | None, fixed: bool) -> None:
         """Bit by bit the same, whatever else the decoder has done or is doing."""
         model = shared_model("llama")
         schedule = PruningSchedule(PRUNED, window=2, pool=3, max_revive=max_revive)
         decoder = LazyDecoder.from_model(model, schedule)
+        decoder.fixed_on_cpu = fixed
         prompts = [[random_ids(40, seed=10)], [random_ids(40, seed=11)]]
         turns = [25, 1, 1, 1, 5, 1, 1]
 

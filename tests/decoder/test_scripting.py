@@ -10,15 +10,16 @@ from lazyllm_ext.schedule import Boundary, PruningSchedule
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("max_revive", [None, 1])
+@pytest.mark.parametrize(("max_revive", "fixed"), [(None, False), (1, False), (1, True)])
 @pytest.mark.parametrize("name", MODELS)
-def test_computes_the_same(name: str, max_revive: int | None) -> None:
+def test_computes_the_same(name: str, max_revive: int | None, fixed: bool) -> None:
     model = shared_model(name)
     layers = boundary_layers(model)[-2:]
     boundaries = tuple(Boundary(layer=layer, keep=0.4) for layer in layers)
     schedule = PruningSchedule(boundaries, window=2, max_revive=max_revive)
     vocab = model.config.vocab_size
     decoder = LazyDecoder.from_model(model, schedule, export=True)
+    decoder.fixed_on_cpu = fixed
     scripted = torch.jit.script(Program(decoder, vocab, batch=2))
     plain = Program(LazyDecoder.from_model(model, schedule), vocab, batch=2)
     for step, counts in enumerate([[20, 13], [1, 1], [1, 1], [3, 2], [1, 1], [1, 1]]):

@@ -38,7 +38,7 @@ def test_says_so_when_nothing_helps(run: Run, folder: Path, prompts: Path, tmp_p
     ran = run("tune", folder, "--prompts", prompts, "--output", output, "--bound", "0",
               "--new-tokens", "2", "--limit", "2", "--boundaries", "1")  # fmt: skip
     assert ran.status == 0, ran.stderr
-    assert ran.stdout.startswith("Dense: none of the ")
+    assert ran.stdout.startswith("Dense: no schedule ")
     assert PruningSchedule.load(output).boundaries == ()
 
 
