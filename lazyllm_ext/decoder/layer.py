@@ -79,7 +79,15 @@ class LazyLayer(nn.Module):
         self.residual_scale = residual_scale
         if norm_at not in ("head", "all", "rotated"):
             raise ValueError(f"norm_at: expected head, all or rotated, got {norm_at!r}")
-        self.norms_all, self.norms_rotated = norm_at == "all", norm_at == "rotated"
+        # An identity that is called takes its time, too, for each token in each layer.
+        normed = q_norm is not None or k_norm is not None
+        self.norms_all, self.norms_rotated = (
+            normed and norm_at == "all",
+            normed and norm_at == "rotated",
+        )
+        self.norms_heads = normed and norm_at == "head"
+        self.norms_attention_out = attention_out_norm is not None
+        self.norms_mlp_out = mlp_out_norm is not None
 
     def key_value(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tuple[Tensor, Tensor]:
         """Normed rows [rows, hidden] -> rotated keys and values [rows, num_kv_heads, head_dim]."""
@@ -90,7 +98,7 @@ class LazyLayer(nn.Module):
         value = self.v_proj(x).view(-1, self.num_kv_heads, self.head_dim)
         if self.norms_rotated:
             return self.k_norm(rotate(key, cos, sin, self.interleaved)), value
-        if not self.norms_all:
+        if self.norms_heads:
             key = self.k_norm(key)
         return rotate(key, cos, sin, self.interleaved), value
 
@@ -103,21 +111,24 @@ class LazyLayer(nn.Module):
         if self.norms_rotated:
             rotated: Tensor = self.q_norm(rotate(query, cos, sin, self.interleaved))
             return rotated
-        if not self.norms_all:
+        if self.norms_heads:
             query = self.q_norm(query)
         return rotate(query, cos, sin, self.interleaved)
 
     def finish(self, hidden: Tensor, attended: Tensor) -> Tensor:
         """Residual rows [rows, hidden] and what their heads attended to -> the layer's output."""
-        projected = self.o_proj(attended.reshape(-1, self.num_heads * self.head_dim))
-        added = self.attention_out_norm(projected)
+        added = self.o_proj(attended.reshape(-1, self.num_heads * self.head_dim))
+        if self.norms_attention_out:
+            added = self.attention_out_norm(added)
         if self.residual_scale != 1.0:
             added = added * self.residual_scale
         if self.parallel:
             hidden, x = hidden + added, hidden
         else:
             hidden = x = hidden + added
-        added = self.mlp_out_norm(self.mlp(self.mlp_norm(x)))
+        added = self.mlp(self.mlp_norm(x))
+        if self.norms_mlp_out:
+            added = self.mlp_out_norm(added)
         if self.residual_scale != 1.0:
             added = added * self.residual_scale
         return hidden + added

@@ -55,18 +55,18 @@ class Projection(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[rows, in] -> [rows, out]."""
-        plain = True
-        if not torch.jit.is_scripting():
-            plain = self.calls_plain()
-        if plain:
+        if torch.jit.is_scripting():
             return self._multiply(x, self.linear.weight, self.linear.bias)
-        return self.linear(x)
+        return self.called(x)
 
     @torch.jit.unused
-    def calls_plain(self) -> bool:
-        """Whether the linear is an nn.Linear that nobody has changed."""
-        # A tracer puts parameters of its own in place; what is exported has been checked.
-        return bool(torch.compiler.is_exporting()) or is_plain(self.linear)
+    def called(self, x: Tensor) -> Tensor:
+        """`forward` outside TorchScript, where the linear may have been changed."""
+        linear = self.linear  # looked up once: decoding comes here hundreds of times for a token
+        if _runs_plain(linear):
+            return self._multiply(x, linear.weight, linear.bias)
+        rows: Tensor = linear(x)
+        return rows
 
     def _multiply(self, x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
         if x.is_cpu and x.size(0) <= self.few_rows and weight.stride(1) == 1:
@@ -97,12 +97,19 @@ class PartOfProjection(Projection):
 
     def forward(self, x: Tensor) -> Tensor:
         """[rows, in] -> [rows, groups · (last - first)]."""
-        plain = True
-        if not torch.jit.is_scripting():
-            plain = self.calls_plain()
-        if not plain:
-            whole: Tensor = self.linear(x).view(x.size(0), self.groups, -1)
-            return whole[:, :, self.first : self.last].reshape(x.size(0), -1)
+        if torch.jit.is_scripting():
+            return self._multiply_part(x)
+        return self.called(x)
+
+    @torch.jit.unused
+    def called(self, x: Tensor) -> Tensor:
+        """`forward` outside TorchScript, where the linear may have been changed."""
+        if _runs_plain(self.linear):
+            return self._multiply_part(x)
+        whole: Tensor = self.linear(x).view(x.size(0), self.groups, -1)
+        return whole[:, :, self.first : self.last].reshape(x.size(0), -1)
+
+    def _multiply_part(self, x: Tensor) -> Tensor:
         bias: Optional[Tensor] = self.linear.bias
         if bias is not None:
             bias = self._part(bias)
@@ -133,9 +140,15 @@ def is_plain(linear: nn.Module) -> bool:
     """Whether a module computes x · weight^T + bias with weights as they are stored."""
     return (
         type(linear) is nn.Linear
-        and type(linear.weight) is nn.Parameter  # quantized weights are of a class of their own
+        # Quantized weights are of a class of their own.
+        and type(linear._parameters.get("weight")) is nn.Parameter
         and is_untouched(linear)
     )
+
+
+def _runs_plain(linear: nn.Module) -> bool:
+    # A tracer puts parameters of its own in place; what is exported has been checked.
+    return bool(torch.compiler.is_exporting()) or is_plain(linear)
 
 
 def _multiplies_slowly(weight: Tensor) -> bool:

@@ -45,9 +45,9 @@ class GatedMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[rows, hidden] -> [rows, hidden]."""
         in_blocks = x.is_cpu and x.size(0) > self.block_rows
-        if not torch.jit.is_scripting():  # hooks and modules of other classes see all rows at once
-            parts = [self.gate.linear, self.up.linear, self.down.linear]
-            in_blocks = in_blocks and all(map(is_plain, parts))
+        if in_blocks and not torch.jit.is_scripting():
+            # Hooks and modules of other classes see all rows at once.
+            in_blocks = all(map(is_plain, [self.gate.linear, self.up.linear, self.down.linear]))
         if not in_blocks:
             return self._block(x)
         out = torch.empty_like(x)
@@ -71,8 +71,10 @@ class OwnMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[rows, hidden] -> [rows, hidden]."""
-        untouched = is_untouched(self.mlp) and is_untouched(self.parts.activation)
-        rows: Tensor = self.parts(x) if untouched else self.mlp(x)
+        mlp, parts = self.mlp, self.parts
+        untouched = is_untouched(mlp) and is_untouched(parts.activation)
+        # Nobody else knows of the parts, so that there is no hook to be called.
+        rows: Tensor = parts.forward(x) if untouched else mlp(x)
         return rows
 
 
