@@ -207,6 +207,23 @@ class Maker:
 
         return Case("kv_append_", f"{rows} rows", ours, pytorch, 4.0 * key.nbytes, "GB/s")
 
+    def rms_norm(self, rows: int) -> Case:
+        """The hidden states of a prefill or of a decoding step."""
+        x, weight = self.randn(rows, WIDTH), self.randn(WIDTH)
+
+        def exact() -> tuple[Tensor, Tensor]:
+            return torch.rms_norm(x.double(), [WIDTH], weight.double(), 1e-5), self.every(rows)
+
+        return Case(
+            "rms_norm",
+            f"{rows} rows",
+            lambda: OPS.rms_norm(x, weight, 1e-5, 0.0),
+            lambda: torch.rms_norm(x, [WIDTH], weight, 1e-5),
+            2.0 * x.nbytes,
+            "GB/s",
+            exact,
+        )
+
     def rotate(self, rows: int) -> Case:
         """The queries of a prefill or of a decoding step."""
         x, angle = self.randn(rows, HEADS, DIM), 9 * torch.randn(rows, DIM // 2, device=self.device)
@@ -281,6 +298,8 @@ def cases(dtype: torch.dtype, device: str) -> list[Callable[[], Case]]:
         lambda: make.linear(1),
         lambda: make.linear(4),
         lambda: make.linear(64),
+        lambda: make.rms_norm(1),
+        lambda: make.rms_norm(4096),
         lambda: make.rotate(1),
         lambda: make.rotate(4096),
     ]
@@ -303,5 +322,6 @@ def small_cases(dtype: torch.dtype, device: str) -> list[Callable[[], Case]]:
         lambda: make.scatter(100, 256),
         lambda: make.append(256, 256),
         lambda: make.linear(2, 64, 96),
+        lambda: make.rms_norm(16),
         lambda: make.rotate(16),
     ]

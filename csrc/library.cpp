@@ -11,6 +11,7 @@
 #include "importance/token_importance.h"
 #include "kv_append/kv_append.h"
 #include "linear/linear.h"
+#include "norm/rms_norm.h"
 #include "rotary/rotate.h"
 #include "select/select_tokens.h"
 
@@ -40,6 +41,8 @@ STABLE_TORCH_LIBRARY(lazyllm, library) {
       "Tensor key_offsets, float scale, int window, float softcap) -> Tensor");
   // x · weight^T + bias for few rows, at the speed at which the weights can be read.
   library.def("linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
+  // Root mean square normalization.
+  library.def("rms_norm(Tensor x, Tensor weight, float eps, float offset) -> Tensor");
   // Rotary position embedding of queries or keys.
   library.def("rotate(Tensor x, Tensor cos, Tensor sin, bool interleaved) -> Tensor");
 }
@@ -52,6 +55,7 @@ STABLE_TORCH_LIBRARY_IMPL(lazyllm, CPU, library) {
   library.impl("kv_append_", TORCH_BOX(&lazyllm::kv_append_cpu));
   library.impl("lazy_attention", TORCH_BOX(&lazyllm::lazy_attention_cpu));
   library.impl("linear", TORCH_BOX(&lazyllm::linear_cpu));
+  library.impl("rms_norm", TORCH_BOX(&lazyllm::rms_norm_cpu));
   library.impl("rotate", TORCH_BOX(&lazyllm::rotate_cpu));
 }
 
@@ -64,6 +68,7 @@ STABLE_TORCH_LIBRARY_IMPL(lazyllm, CUDA, library) {
   library.impl("kv_append_", TORCH_BOX(&lazyllm::kv_append_cuda));
   library.impl("lazy_attention", TORCH_BOX(&lazyllm::lazy_attention_cuda));
   library.impl("linear", TORCH_BOX(&lazyllm::linear_cuda));
+  library.impl("rms_norm", TORCH_BOX(&lazyllm::rms_norm_cuda));
   library.impl("rotate", TORCH_BOX(&lazyllm::rotate_cuda));
 }
 #endif

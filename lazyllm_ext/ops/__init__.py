@@ -44,6 +44,7 @@ __all__ = [
     "lazy_attention",
     "linear",
     "reference",
+    "rms_norm",
     "rotate",
     "select_tokens",
     "token_importance",
@@ -364,6 +365,30 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     checks.floats("linear", x=x, weight=weight, **({} if bias is None else {"bias": bias}))
     result: Tensor = checks.call("linear", x, weight, bias)
+    return result
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6, offset: float = 0.0) -> Tensor:
+    r"""Root mean square normalization (arXiv 1910.07467), ``torch.rms_norm`` in one pass.
+
+    .. math:: o = \frac{x}{\sqrt{\overline{x^2} + \epsilon}} \, (\mathrm{offset} + w)
+
+    Args:
+        x: [R, D] float.
+        weight: [D] of the same dtype.
+        eps: added to the mean square of a row.
+        offset: added to the weight; 1 for Gemma, which stores weight - 1.
+
+    Returns:
+        [R, D] of the dtype of `x`, contiguous; computed in float32 and rounded once.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong.
+    """
+    checks.floats("rms_norm", x=x, weight=weight)
+    checks.number("rms_norm", "eps", eps)
+    checks.number("rms_norm", "offset", offset)
+    result: Tensor = checks.call("rms_norm", x, weight, eps, offset)
     return result
 
 

@@ -81,6 +81,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return x.new_empty((x.shape[0], weight.shape[0]))
 
 
+def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float) -> Tensor:
+    """[R, D] of the dtype of `x`, contiguous whatever its strides are."""
+    return x.new_empty(x.shape)
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     """[R, H, D] of the dtype of `x`, contiguous whatever its strides are."""
     return x.new_empty(x.shape)
@@ -96,6 +101,7 @@ def register() -> None:
         kv_append_,
         lazy_attention,
         linear,
+        rms_norm,
         rotate,
     ):
         torch.library.register_fake(f"lazyllm::{fake.__name__}", fake)

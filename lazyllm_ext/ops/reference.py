@@ -24,6 +24,7 @@ __all__ = [
     "kv_append_",
     "lazy_attention",
     "linear",
+    "rms_norm",
     "rotate",
     "select_tokens",
     "token_importance",
@@ -188,6 +189,18 @@ def linear(
     if bias is not None:
         output = output + bias.to(math)
     return output.to(x.dtype)
+
+
+def rms_norm(
+    x: Tensor,  # [R, D]
+    weight: Tensor,  # [D]
+    eps: float,
+    offset: float,
+) -> Tensor:
+    """Each row over its root mean square, times offset + weight: [R, D]."""
+    wide = x.to(_math_dtype(x))
+    normed = wide / (wide.square().mean(dim=-1, keepdim=True) + eps).sqrt()
+    return (normed * (offset + weight.to(wide.dtype))).to(x.dtype)
 
 
 def rotate(

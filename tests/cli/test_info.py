@@ -17,7 +17,7 @@ from lazyllm_ext.schedule import PruningSchedule
 from .conftest import Ran
 
 OPERATORS = {
-    "aux_gather", "aux_scatter_", "kv_append_", "lazy_attention", "linear", "rotate",
+    "aux_gather", "aux_scatter_", "kv_append_", "lazy_attention", "linear", "rms_norm", "rotate",
     "select_tokens", "token_importance",
 }  # fmt: skip
 

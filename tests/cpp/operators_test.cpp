@@ -106,6 +106,15 @@ void test_attention() {
   expect(importance.allclose(at::tensor({0.5f, 0.5f, 0.f})), "token_importance: equal shares");
 }
 
+void test_rms_norm() {
+  const auto rms_norm = op<Tensor(const Tensor&, const Tensor&, double, double)>("rms_norm");
+  const Tensor x = at::tensor({3.f, 4.f}).view({1, 2}), weight = at::tensor({1.f, 2.f});
+  const Tensor normed = rms_norm.call(x, weight, 0.0, 1.0).view({2}) * std::sqrt(12.5f);
+  expect(normed.allclose(at::tensor({6.f, 12.f})), "rms_norm: over the root mean square");
+  expect_error([&] { rms_norm.call(x, at::ones({3}), 0.0, 0.0); },
+               "lazyllm::rms_norm: weight: expected");
+}
+
 void test_rotate() {
   const auto rotate = op<Tensor(const Tensor&, const Tensor&, const Tensor&, bool)>("rotate");
   const Tensor x = at::arange(5, at::kFloat).view({1, 1, 5});  // two pairs, and one to be copied
@@ -129,6 +138,7 @@ int main(int argc, char** argv) {
   at::NoGradGuard no_grad;
   test_select_tokens();
   test_attention();
+  test_rms_norm();
   test_rotate();
   return failures == 0 ? 0 : 1;
 }

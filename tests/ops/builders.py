@@ -244,6 +244,24 @@ def rotate_arguments(
     }
 
 
+def rms_norm_arguments(
+    generator: Generator,
+    dtype: torch.dtype,
+    *,
+    rows: int,
+    dim: int,
+    offset: float = 0.0,
+    layout: str = "plain",
+) -> Arguments:
+    """offset: added to the weight."""
+    return {
+        "x": floats(generator, (rows, dim), dtype, layout),
+        "weight": floats(generator, (dim,), dtype, "plain"),
+        "eps": 1e-5,
+        "offset": offset,
+    }
+
+
 BUILDERS: dict[str, Callable[..., Arguments]] = {
     "token_importance": importance_arguments,
     "select_tokens": select_arguments,
@@ -252,6 +270,7 @@ BUILDERS: dict[str, Callable[..., Arguments]] = {
     "kv_append_": append_arguments,
     "lazy_attention": attention_arguments,
     "linear": linear_arguments,
+    "rms_norm": rms_norm_arguments,
     "rotate": rotate_arguments,
 }
 

@@ -367,6 +367,24 @@ case(op, "misaligned", rows=7, features=(64, 40), layout="misaligned")
 case(op, "nan_in_a_row", rows=5, features=(64, 40), edit=put("x", (1, 3), NAN))
 case(op, "inf_in_a_weight", rows=5, features=(64, 40), edit=put("weight", (7, 3), INF))
 
+# --- rms_norm -----------------------------------------------------------------------------------
+# rows: R; dim: D
+
+op = "rms_norm"
+for dim in (1, 3, 4, 7, 8, 9, 15, 16, 17, 31, 32, 33, 64, 100, 128, 576, 1000, 4096):
+    case(op, f"dim{dim}", rows=5, dim=dim, offset=float(dim % 2))
+case(op, "one_token", rows=1, dim=576, smoke=True)
+case(op, "prefill", rows=1134, dim=576)
+case(op, "offset", rows=17, dim=640, offset=1.0, smoke=True)
+case(op, "odd", rows=7, dim=43, smoke=True)
+case(op, "no_rows", rows=0, dim=64)
+case(op, "no_dim", rows=3, dim=0)
+case(op, "strided", rows=17, dim=96, layout="strided", smoke=True)
+case(op, "misaligned", rows=17, dim=96, layout="misaligned")
+case(op, "nan", rows=5, dim=80, edit=put("x", (1, 25), NAN), smoke=True)
+case(op, "inf", rows=5, dim=80, edit=put("x", (1, 25), INF))
+case(op, "nan_in_the_weight", rows=5, dim=80, edit=put("weight", (25,), NAN))
+
 # --- rotate -------------------------------------------------------------------------------------
 # rows: R; heads: H; dim: D; half: pairs that are rotated
 

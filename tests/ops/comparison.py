@@ -25,7 +25,7 @@ from .builders import Arguments
 HALF_ULP = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 LOGIT_ROUNDING = 16 * torch.finfo(torch.float32).eps
 
-COMPUTED = ("token_importance", "lazy_attention", "linear", "rotate")
+COMPUTED = ("token_importance", "lazy_attention", "linear", "rms_norm", "rotate")
 
 
 def has_cuda_kernels() -> bool:
@@ -161,6 +161,9 @@ def plain_computation(name: str, arguments: Arguments) -> Tensor:
     if name == "linear":
         with one_thread():
             return torch.nn.functional.linear(*arguments.values())
+    if name == "rms_norm":
+        with one_thread():
+            return plain_norm(**arguments)
     if name == "rotate":
         with one_thread():
             return plain_rotation(**arguments)
@@ -203,6 +206,13 @@ def plain_attention(
         weights = weights.masked_fill(~visible.any(dim=-1, keepdim=True), 0.0)
         output[rows] = (weights @ values).transpose(0, 1)
     return output
+
+
+def plain_norm(x: Tensor, weight: Tensor, eps: float, offset: float) -> Tensor:
+    """Normalization as models write it: in float32 up to the weight, then every step rounded."""
+    wide = x.float()
+    normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    return normed.to(x.dtype) * (offset + weight)
 
 
 def plain_rotation(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:

@@ -25,6 +25,7 @@ BASES: dict[str, dict[str, Any]] = {
     "kv_append_": {"stored": 9, "tokens": 5, "kv_heads": 2, "dim": 8},
     "lazy_attention": {"rows": [3, 2], "keys": [9, 12], "heads": (4, 2), "dim": 8},
     "linear": {"rows": 5, "features": (8, 6)},
+    "rms_norm": {"rows": 5, "dim": 8},
     "rotate": {"rows": 5, "heads": 2, "dim": 8, "half": 3},
 }
 Change = Callable[[Any], Any]
@@ -180,6 +181,13 @@ WRONG: dict[str, list[Row]] = {
         ("bias", "features", shorter),
         ("bias", "dtype of x", to(torch.bfloat16)),
     ],
+    "rms_norm": [
+        ("x", "stride", every_second),
+        ("weight", "width", shorter),
+        ("weight", "dtype of x", to(torch.bfloat16)),
+        ("eps", "below 0", lambda eps: -eps),
+        ("eps", "NaN", lambda eps: float("nan")),
+    ],
     "rotate": [
         ("x", "stride", every_second),
         ("cos", "stride", every_second),
@@ -223,6 +231,7 @@ WRONG_VALUES: dict[str, list[Row]] = {
         ("slots", "below -1", entry(1, -2)),
     ],
     "linear": [],
+    "rms_norm": [],
     "rotate": [],
 }
 

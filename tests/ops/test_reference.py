@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch.nn import functional
 
@@ -88,3 +89,11 @@ def test_rotation_is_a_complex_product() -> None:
         got = reference.rotate(x, angle.cos(), angle.sin(), interleaved)
         expected = torch.cat([expected.real, expected.imag, x[..., 16:]], dim=-1)
         torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_norm_is_that_of_pytorch(offset: float) -> None:
+    x = torch.randn((7, 20), generator=_generator(), dtype=torch.float64)
+    weight = torch.randn((20,), generator=_generator(), dtype=torch.float64)
+    expected = torch.rms_norm(x, [20], offset + weight, 1e-5)
+    torch.testing.assert_close(reference.rms_norm(x, weight, 1e-5, offset), expected)

@@ -20,7 +20,9 @@ OPERATORS = sorted(
 )
 # One plain case of each dtype kind an operator takes, and one with unused places.
 CHECKED = [
-    case for case in CASES if case.name in ("unused", "int64", "strided", "no_bias", "interleaved")
+    case
+    for case in CASES
+    if case.name in ("unused", "int64", "strided", "no_bias", "offset", "interleaved")
 ]
 
 
@@ -31,6 +33,7 @@ def test_there_are_operators() -> None:
         "kv_append_",
         "lazy_attention",
         "linear",
+        "rms_norm",
         "rotate",
         "select_tokens",
         "token_importance",

@@ -84,14 +84,18 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.ops.lazyllm.linear(x, weight, bias)
 
 
+def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float) -> Tensor:
+    return torch.ops.lazyllm.rms_norm(x, weight, eps, offset)
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     return torch.ops.lazyllm.rotate(x, cos, sin, interleaved)
 
 
-TRACED = ("unused", "no_bias", "interleaved")  # a case of each operator, by its name
+TRACED = ("unused", "no_bias", "offset", "interleaved")  # a case of each operator, by its name
 FUNCTIONS = [
     token_importance, select_tokens, aux_gather, aux_scatter_, kv_append_, lazy_attention, linear,
-    rotate,
+    rms_norm, rotate,
 ]  # fmt: skip
 
 

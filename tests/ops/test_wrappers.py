@@ -111,6 +111,12 @@ def test_a_flag_is_a_bool() -> None:
         ops.select_tokens(IMPORTANCE, LENGTHS, targets=TARGETS, cover_protected=1)
 
 
+def test_norm_defaults() -> None:
+    arguments = _arguments("rms_norm", rows=3, dim=8)
+    expected = comparison.run("rms_norm", {**arguments, "eps": 1e-6})
+    comparison.assert_same_bits([ops.rms_norm(arguments["x"], arguments["weight"])], expected)
+
+
 def test_rotation_defaults() -> None:
     arguments = _arguments("rotate", rows=3, heads=2, dim=8, half=4)
     expected = comparison.run("rotate", arguments)
