@@ -210,7 +210,7 @@ def _compare_tokens(rows: dict[str, Any], failed: dict[str, str]) -> None:
     """How many first tokens are transformers'; what should agree and does not moves to `failed`."""
     expected = rows["transformers"]["tokens"]
     for name, row in list(rows.items()):
-        equal = [mine == theirs for mine, theirs in zip(row["tokens"], expected, strict=True)]
+        equal = [mine == theirs for mine, theirs in zip(row["tokens"], expected, strict=False)]
         row["as_transformers"] = [*equal, False].index(False)
         if ENGINES[name].exact and row["as_transformers"] == 0:
             failed[name] = f"its first token is {row['tokens'][0]}, transformers' {expected[0]}"

@@ -80,12 +80,9 @@ class LazyLayer(nn.Module):
         if norm_at not in ("head", "all", "rotated"):
             raise ValueError(f"norm_at: expected head, all or rotated, got {norm_at!r}")
         # An identity that is called takes its time, too, for each token in each layer.
-        normed = q_norm is not None or k_norm is not None
-        self.norms_all, self.norms_rotated = (
-            normed and norm_at == "all",
-            normed and norm_at == "rotated",
-        )
-        self.norms_heads = normed and norm_at == "head"
+        normed = norm_at if q_norm is not None or k_norm is not None else ""
+        self.norms_heads, self.norms_all = normed == "head", normed == "all"
+        self.norms_rotated = normed == "rotated"
         self.norms_attention_out = attention_out_norm is not None
         self.norms_mlp_out = mlp_out_norm is not None
 

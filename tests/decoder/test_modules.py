@@ -1,4 +1,4 @@
-"""Projection: a model's own linear, by the fastest way that computes the same."""
+"""Projection and RMSNorm: a model's own parameters, by the fastest way that computes the same."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lazyllm_ext.decoder.modules import FEW_ROWS, Projection
+from lazyllm_ext.decoder.modules import FEW_ROWS, Projection, RMSNorm
 
 ROWS = (1, 3, FEW_ROWS, FEW_ROWS + 1)
 
@@ -89,6 +89,37 @@ def test_a_weight_of_another_class_is_not_read() -> None:
     linear = nn.Linear(8, 8)
     linear.weight = nn.Parameter(torch.randn(8, 8).as_subclass(Quantized), requires_grad=False)
     assert not Projection(linear)(torch.randn(1, 8)).any()
+
+
+class TestRMSNorm:
+    @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
+    @pytest.mark.parametrize("offset", [0.0, 1.0])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+    @torch.no_grad()
+    def test_any_layout_and_dtype(self, dtype: torch.dtype, offset: float) -> None:
+        """Also what the operator does not take: gaps between elements, float64, another weight."""
+        weight, x = torch.randn(24).to(dtype), torch.randn(3, 5, 24).to(dtype)
+        norm = RMSNorm(nn.Parameter(weight), 1e-5, offset)
+        exact = torch.rms_norm(x.double(), [24], weight.double() + offset, 1e-5)
+        spread = torch.stack([weight, weight], 1)[:, 0]
+        turned = x.transpose(0, 2).contiguous().transpose(0, 2)
+        for one, of in (
+            (norm, x),
+            (norm, turned),
+            (RMSNorm(nn.Parameter(spread), 1e-5, offset), x),
+            (RMSNorm(nn.Parameter(weight.double()), 1e-5, offset), x),
+        ):
+            got = one(of)
+            assert got.shape == x.shape
+            error = (got.double() - exact).abs().max()
+            eps = max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)  # at best float32's
+            assert error <= 2 * eps * exact.abs().max()
+
+    def test_one_operator_on_the_cpu(self) -> None:
+        norm, x = RMSNorm(nn.Parameter(torch.ones(8)), 1e-5), torch.randn(4, 8)
+        with torch.no_grad(), torch.profiler.profile() as profile:
+            norm(x)
+        assert "lazyllm::rms_norm" in {event.name for event in profile.events()}
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
