@@ -17,6 +17,7 @@ from lazyllm_ext.state import (
     StoreSpec,
     aux_nbytes,
     crop_,
+    fork_state,
     kv_nbytes,
     select_sequences,
 )
@@ -73,9 +74,15 @@ class LazyCache(Cache):
         self.refused: str | None = None
 
     def copy(self) -> LazyCache:
-        """A cache that goes on from here by itself, in memory of its own."""
+        """A cache that goes on from here by itself.
+
+        Keys, values and waiting hidden states that are there are shared; what goes on copies them
+        when it needs room.
+        """
         self.check_usable()
-        return copy.deepcopy(self)
+        state = self.state
+        memo = {} if state is None else {id(state): fork_state(state, self.plan.spec)}
+        return copy.deepcopy(self, memo)
 
     # What happened to the tokens
 

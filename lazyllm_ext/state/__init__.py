@@ -1,6 +1,6 @@
 """The one place that knows LazyLLM's bookkeeping."""
 
-from .edit import crop_, select_sequences
+from .edit import crop_, fork_state, select_sequences
 from .saving import from_tensors, to_tensors
 from .stores import (
     count_step_,
@@ -41,6 +41,7 @@ __all__ = [
     "count_step_",
     "crop_",
     "enter_stage_",
+    "fork_state",
     "from_tensors",
     "give_back_",
     "kv_nbytes",

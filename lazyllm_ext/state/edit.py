@@ -1,11 +1,12 @@
-"""What `generate` does to a cache between steps: crop, reorder, repeat, select."""
+"""What is done to a cache between steps: crop, reorder, repeat, select, fork."""
 
 from typing import List
 
 import torch
 from torch import Tensor
 
-from .tables import LazyState
+from .stores import exact_counts_
+from .tables import LazyState, StoreSpec
 
 
 def crop_(state: LazyState, counts: List[int]) -> None:
@@ -74,4 +75,39 @@ def select_sequences(state: LazyState, index: Tensor) -> LazyState:
         freed=freed,
         revived=state.revived,
         finished=[state.finished[place] for place in order],
+    )
+
+
+def fork_state(state: LazyState, spec: StoreSpec) -> LazyState:
+    """A state that goes on from here by itself, as the given one may.
+
+    Nothing is copied but tables: no slot is written twice, so both share the rows that are there.
+    The fork's stores have no room, so that its next rows make it copy them into stores of its own;
+    the given state may have some, behind the shared rows.
+    """
+    exact_counts_(state)
+    used = state.used_bound
+    keys, values = list(state.keys), list(state.values)
+    for stage, layers in enumerate(spec.stage_layers):
+        for layer in layers:
+            keys[layer] = keys[layer][: used[stage]]
+            values[layer] = values[layer][: used[stage]]
+    aux = [store[: used[len(state.slot) + number]] for number, store in enumerate(state.aux)]
+    return LazyState(
+        keys=keys,
+        values=values,
+        slot=[table.clone() for table in state.slot],
+        aux=aux,
+        aux_slot=[table.clone() for table in state.aux_slot],
+        importance=[scores.clone() for scores in state.importance],
+        active=[index.clone() for index in state.active],
+        active_offsets=[offsets.clone() for offsets in state.active_offsets],
+        position=[table.clone() for table in state.position],
+        length=state.length.clone(),
+        host_length=list(state.host_length),
+        used=state.used.clone(),
+        used_bound=list(used),
+        freed=list(state.freed),
+        revived=state.revived.clone(),
+        finished=list(state.finished),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,37 @@ def test_saved_and_loaded(name: str, document: str, ids: Tensor, tmp_path: Path)
         got = generate(other.model, 20, **asked, past_key_values=loaded.copy())
         assert_same_generation(got, expected, tolerance=0)
         assert other.report().tokens_per_stage == lazy.report().tokens_per_stage
+
+
+@pytest.mark.parametrize("max_revive", [None, 1])
+@pytest.mark.parametrize("document", ["one", "padded"])
+def test_copies_share_what_is_there(
+    model: nn.Module, ids: Tensor, document: str, max_revive: int | None
+) -> None:
+    """The original and its copies go on in turn, in the same rows up to the fork."""
+    lazy = lazyllm_ext.apply(model, {**PRUNING, "max_revive": max_revive})
+    prompt = _documents(ids)[document]
+    asked = _questions(prompt)
+    apart = [copy.deepcopy(lazy.prefill(**prompt)) for _ in asked]
+    expected = [
+        generate(model, 20, **one, past_key_values=own)
+        for one, own in zip(asked, apart, strict=True)
+    ]
+    cache = lazy.prefill(**prompt)
+    copies = [cache.copy(), cache.copy().copy(), cache]
+    assert len({one.state.keys[0].data_ptr() for one in copies if one.state is not None}) == 1
+    for one, own, wanted in zip(asked, copies, expected, strict=True):
+        got = generate(model, 20, **one, past_key_values=own)
+        assert_same_generation(got, wanted, tolerance=0)
+    # Each once more, a crop and a turn: nobody has written into another's rows.
+    for one, own, other in zip(asked, copies, apart, strict=True):
+        width = one["input_ids"].size(1)
+        results = []
+        for past in (own, other):
+            past.crop(width)
+            again = {name: torch.cat([t, t[:, -2:]], dim=1) for name, t in one.items()}
+            results.append(generate(model, 20, **again, past_key_values=past))
+        assert_same_generation(*results, tolerance=0)
 
 
 def test_after_turns_and_crops(model: nn.Module, ids: Tensor, tmp_path: Path) -> None:
