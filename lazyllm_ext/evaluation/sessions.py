@@ -152,7 +152,7 @@ class LazySession:
 
     def fork(self) -> LazySession:
         other = copy.copy(self)
-        other.cache = copy.deepcopy(self.cache)
+        other.cache = self.cache.copy()
         return other
 
     def _active(self) -> list[Tensor]:

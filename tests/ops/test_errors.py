@@ -14,7 +14,7 @@ import lazyllm_ext.ops
 
 from . import comparison
 from .builders import BUILDERS, Arguments
-from .cases import move
+from .case import move
 
 FLOAT32 = torch.float32
 BASES: dict[str, dict[str, Any]] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -84,7 +83,7 @@ class LazyLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
             for number in numbers:
                 text, _, continuation = requests[number]
                 # The last one of a context may use its cache up.
-                own = cache if number == numbers[-1] else copy.deepcopy(cache)
+                own = cache if number == numbers[-1] else cache.copy()
                 found[number] = self._likelihood(first, own, continuation)
                 if text is not None:
                     self.cache_hook.add_partial("loglikelihood", text, found[number])
