@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 OPS: Any = torch.ops.lazyllm
-HEADS, KV_HEADS, DIM, WIDTH = 9, 3, 64, 576
+HEADS, KV_HEADS, DIM, WIDTH, INNER = 9, 3, 64, 576, 1536
 _CHECKED_ROWS = 128  # of an attention, in float64
 
 
@@ -247,6 +247,61 @@ class Maker:
             exact,
         )
 
+    def layer(self, tokens: int) -> Case:
+        """A step of decoding through one layer of SmolLM2-135M, over so many tokens."""
+        sizes = [(HEADS * DIM, WIDTH), (KV_HEADS * DIM, WIDTH), (KV_HEADS * DIM, WIDTH)]
+        sizes += [(WIDTH, HEADS * DIM), (INNER, WIDTH), (INNER, WIDTH), (WIDTH, INNER)]
+        q, k, v, o, gate, up, down = [self.randn(*size) * size[1] ** -0.5 for size in sizes]
+        norms = 1 + self.randn(2, WIDTH) / 8
+        weights = [norms[0], q, k, v, o, norms[1], gate, up, down]
+        hidden, angle = self.randn(1, WIDTH), torch.randn(1, DIM // 2)
+        cos, sin = angle.cos().to(self.dtype), angle.sin().to(self.dtype)
+        store = self.randn(2, tokens, KV_HEADS, DIM)
+        index, place = self.every(tokens), self.every(tokens)[-1:]
+        theirs = store.transpose(1, 2).contiguous()  # [2, kv_heads, tokens, dim]
+
+        def ours() -> Tensor:
+            return OPS.decoder_layer_(
+                hidden, store[0], store[1], place, place, self.span(1), index, index,
+                self.span(tokens), cos, sin, weights, [None] * 8, 1e-5, 0.0, DIM**-0.5, 0, 0.0,
+                False, "silu",
+            )  # fmt: skip
+
+        def step(dtype: torch.dtype) -> Tensor:
+            """As transformers writes it."""
+            functional, to = torch.nn.functional, lambda x: x.to(dtype)
+            x = functional.rms_norm(to(hidden), [WIDTH], to(norms[0]), 1e-5)
+            both = [torch.cat([to(each), to(each)], -1) for each in (cos, sin)]
+
+            def turned(x: Tensor) -> Tensor:
+                return (
+                    x * both[0] + torch.cat([-x[..., DIM // 2 :], x[..., : DIM // 2]], -1) * both[1]
+                )
+
+            query, key, value = [
+                functional.linear(x, to(own)).view(-1, 1, DIM) for own in (q, k, v)
+            ]
+            stored = to(theirs)
+            stored[0, :, -1:], stored[1, :, -1:] = turned(key), value
+            attended = functional.scaled_dot_product_attention(
+                turned(query)[None], stored[0][None], stored[1][None], enable_gqa=True
+            )
+            middle = to(hidden) + functional.linear(attended.view(1, -1), to(o))
+            x = functional.rms_norm(middle, [WIDTH], to(norms[1]), 1e-5)
+            opened = functional.silu(functional.linear(x, to(gate))) * functional.linear(x, to(up))
+            return middle + functional.linear(opened, to(down))
+
+        moved = sum(own.nbytes for own in weights) + store.nbytes
+        return Case(
+            "decoder_layer_",
+            f"over {tokens}",
+            ours,
+            lambda: step(self.dtype),
+            float(moved),
+            "GB/s",
+            lambda: (step(torch.float64), self.every(1)),
+        )
+
 
 def _probabilities(query: Tensor, key: Tensor, rows: Tensor, index: Tensor) -> Tensor:
     """Attention probabilities [rows, heads, keys] in float64."""
@@ -303,6 +358,8 @@ def cases(dtype: torch.dtype, device: str) -> list[Callable[[], Case]]:
         lambda: make.rotate(1),
         lambda: make.rotate(4096),
     ]
+    if device == "cpu":
+        found += [lambda: make.layer(512), lambda: make.layer(4096)]
     if dtype == torch.float32:  # scores are float32 whatever the model is
         for tokens, pool in ((4096, 7), (65536, 1), (65536, 7), (131072, 1), (131072, 7)):
             found.append(lambda t=tokens, p=pool: make.select(t, 0.4, p))
@@ -324,4 +381,5 @@ def small_cases(dtype: torch.dtype, device: str) -> list[Callable[[], Case]]:
         lambda: make.linear(2, 64, 96),
         lambda: make.rms_norm(16),
         lambda: make.rotate(16),
+        *([lambda: make.layer(64)] if device == "cpu" else []),
     ]

@@ -10,6 +10,7 @@
 #include "aux_cache/aux_rows.h"
 #include "importance/token_importance.h"
 #include "kv_append/kv_append.h"
+#include "layer/decoder_layer.h"
 #include "linear/linear.h"
 #include "norm/rms_norm.h"
 #include "rotary/rotate.h"
@@ -45,6 +46,13 @@ STABLE_TORCH_LIBRARY(lazyllm, library) {
   library.def("rms_norm(Tensor x, Tensor weight, float eps, float offset) -> Tensor");
   // Rotary position embedding of queries or keys.
   library.def("rotate(Tensor x, Tensor cos, Tensor sin, bool interleaved) -> Tensor");
+  // A whole decoder layer for few rows; CPU only.
+  library.def(
+      "decoder_layer_(Tensor hidden, Tensor(a!) key_store, Tensor(b!) value_store, Tensor slots, "
+      "Tensor query_index, Tensor query_offsets, Tensor key_slots, Tensor key_index, "
+      "Tensor key_offsets, Tensor cos, Tensor sin, Tensor[] weights, Tensor?[] optional, "
+      "float eps, float offset, float scale, int window, float softcap, bool interleaved, "
+      "str activation) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lazyllm, CPU, library) {
@@ -57,6 +65,7 @@ STABLE_TORCH_LIBRARY_IMPL(lazyllm, CPU, library) {
   library.impl("linear", TORCH_BOX(&lazyllm::linear_cpu));
   library.impl("rms_norm", TORCH_BOX(&lazyllm::rms_norm_cpu));
   library.impl("rotate", TORCH_BOX(&lazyllm::rotate_cpu));
+  library.impl("decoder_layer_", TORCH_BOX(&lazyllm::decoder_layer_cpu));
 }
 
 #ifdef LAZYLLM_WITH_CUDA

@@ -19,4 +19,8 @@ struct LinearKernels {
                    int64_t end, float* scratch);
 };
 
+// Projections of the same rows: parts[0 .. count - 1], whose x, rows, in and dtype are equal. Their
+// outputs are given; the rows are packed and the threads woken once.
+void multiply_rows(const LinearParams* parts, int64_t count);
+
 }  // namespace lazyllm

@@ -29,6 +29,7 @@ struct RmsNormParams {
 RmsNormParams check_rms_norm(const Checks& check, const Tensor& x, const Tensor& weight, double eps,
                              double offset);
 
+void norm_rows_cpu(const RmsNormParams& params);
 Tensor rms_norm_cpu(const Tensor& x, const Tensor& weight, double eps, double offset);
 Tensor rms_norm_cuda(const Tensor& x, const Tensor& weight, double eps, double offset);
 

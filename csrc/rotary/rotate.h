@@ -39,6 +39,7 @@ struct RotateParams {
 RotateParams check_rotate(const Checks& check, const Tensor& x, const Tensor& cos,
                           const Tensor& sin, bool interleaved);
 
+void rotate_rows_cpu(const RotateParams& params);
 Tensor rotate_cpu(const Tensor& x, const Tensor& cos, const Tensor& sin, bool interleaved);
 Tensor rotate_cuda(const Tensor& x, const Tensor& cos, const Tensor& sin, bool interleaved);
 

@@ -1,10 +1,12 @@
 """One transformer block, taken apart where LazyLLM needs to stop between its parts."""
 
-from typing import Optional, Tuple
+from typing import Any, Final, List, Optional, Tuple
 
+import torch
 from torch import Tensor, nn
 
-from .modules import projection, rotate
+from .modules import FEW_ROWS, GatedMLP, Projection, RMSNorm, is_plain, projection, rotate
+from .rows import Keys, Rows
 
 
 class LazyLayer(nn.Module):
@@ -35,6 +37,12 @@ class LazyLayer(nn.Module):
         parallel: attention and MLP both read the layer's input.
         residual_scale: the factor r.
     """
+
+    # Constants: a scripted layer compiles what it is made for, and nothing else.
+    one_call: Final[bool]
+    norms_heads: Final[bool]
+    norms_attention_out: Final[bool]
+    norms_mlp_out: Final[bool]
 
     def __init__(
         self,
@@ -85,6 +93,10 @@ class LazyLayer(nn.Module):
         self.norms_rotated = normed == "rotated"
         self.norms_attention_out = attention_out_norm is not None
         self.norms_mlp_out = mlp_out_norm is not None
+        self.few_rows = FEW_ROWS  # TorchScript sees no globals
+        self.one_call = self._fits_one_call()
+        self.eps, self.offset = getattr(input_norm, "eps", 0.0), getattr(input_norm, "offset", 0.0)
+        self.operator_activation = getattr(mlp, "operator_activation", "")
 
     def key_value(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tuple[Tensor, Tensor]:
         """Normed rows [rows, hidden] -> rotated keys and values [rows, num_kv_heads, head_dim]."""
@@ -129,6 +141,127 @@ class LazyLayer(nn.Module):
         if self.residual_scale != 1.0:
             added = added * self.residual_scale
         return hidden + added
+
+    def _fits_one_call(self) -> bool:
+        """Whether `lazyllm::decoder_layer_` computes what the layer is made of."""
+        mlp = self.mlp
+        if not isinstance(mlp, GatedMLP) or not mlp.operator_activation:
+            return False
+        projections = [self.q_proj, self.k_proj, self.v_proj, self.o_proj]
+        inner = [mlp.gate, mlp.up, mlp.down]
+        norms = [self.input_norm, self.mlp_norm]
+        more = [self.q_norm, self.k_norm, self.attention_out_norm, self.mlp_out_norm]
+        norms += [norm for norm in more if type(norm) is not nn.Identity]
+        # Lists, since looking up a module's children takes a microsecond each.
+        self.own_linears: List[Any] = [projection.linear for projection in projections + inner]
+        self.own_norms: List[Any] = norms
+        return (
+            all(type(norm) is RMSNorm for norm in norms)
+            and len({(norm.eps, norm.offset) for norm in norms}) == 1
+            and type(self.q_norm) is type(self.k_norm)
+            and not (self.norms_all or self.norms_rotated or self.parallel)
+            and self.residual_scale == 1.0
+            and all(type(projection) is Projection for projection in projections + inner)
+            and all(getattr(projection.linear, "bias", None) is None for projection in inner)
+        )
+
+    def in_one_call(
+        self,
+        hidden: Tensor,
+        rows: Rows,
+        slots: Tensor,
+        seen: Keys,
+        key_store: Tensor,
+        value_store: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+    ) -> Optional[Tensor]:
+        """All of the layer for a few rows [rows, hidden], whose keys and values go to `slots`.
+
+        None, and nothing done, where one call cannot do it: for many rows, on a GPU, and where the
+        layer is made otherwise or was changed since.
+        """
+        if self.one_call and hidden.is_cpu and hidden.size(0) <= self.few_rows:
+            if torch.jit.is_scripting():
+                weights, optional = self._parameters_of_call()
+            else:
+                weights, optional = self._plain_parameters(hidden.dtype)
+            if len(weights) > 0:
+                output: Tensor = torch.ops.lazyllm.decoder_layer_(
+                    hidden,
+                    key_store,
+                    value_store,
+                    slots,
+                    rows.index,
+                    rows.offsets,
+                    seen.slots,
+                    seen.index,
+                    seen.offsets,
+                    cos,
+                    sin,
+                    weights,
+                    optional,
+                    self.eps,
+                    self.offset,
+                    self.scale,
+                    self.window,
+                    self.softcap,
+                    self.interleaved,
+                    self.operator_activation,
+                )
+                return output
+        return None
+
+    def _parameters_of_call(self) -> Tuple[List[Tensor], List[Optional[Tensor]]]:
+        """The weights, and those that may be missing, in the operator's order."""
+        weights: List[Tensor] = []
+        optional: List[Optional[Tensor]] = []
+        if self.one_call:
+            q, k, v = self.q_proj.linear, self.k_proj.linear, self.v_proj.linear
+            o = self.o_proj.linear
+            inner: List[Tensor] = self.mlp.weights()
+            weights = torch.jit.annotate(
+                List[Tensor],
+                [
+                    self.input_norm.weight,
+                    q.weight,
+                    k.weight,
+                    v.weight,
+                    o.weight,
+                    self.mlp_norm.weight,
+                ],
+            )
+            weights.extend(inner)
+            optional = torch.jit.annotate(
+                List[Optional[Tensor]], [q.bias, k.bias, v.bias, o.bias, None, None, None, None]
+            )
+            if self.norms_heads:
+                optional[4] = torch.jit.annotate(Tensor, self.q_norm.weight)
+                optional[5] = torch.jit.annotate(Tensor, self.k_norm.weight)
+            if self.norms_attention_out:
+                optional[6] = torch.jit.annotate(Tensor, self.attention_out_norm.weight)
+            if self.norms_mlp_out:
+                optional[7] = torch.jit.annotate(Tensor, self.mlp_out_norm.weight)
+        return weights, optional
+
+    @torch.jit.unused
+    def _plain_parameters(self, dtype: torch.dtype) -> Tuple[List[Tensor], List[Optional[Tensor]]]:
+        """The same outside TorchScript, where all of it may have been changed; then empty lists."""
+        if torch.compiler.is_exporting():
+            return self._parameters_of_call()
+        if not self.mlp.untouched() or not all(map(is_plain, self.own_linears)):
+            return [], []
+        norms = [norm.weight for norm in self.own_norms]
+        own = [linear._parameters for linear in self.own_linears]
+        weights = [norms[0], *(each["weight"] for each in own)]
+        weights.insert(5, norms[1])
+        for weight in weights + norms[2:]:
+            if weight.dtype != dtype or weight.stride(-1) != 1:
+                return [], []
+        more = iter(norms[2:])
+        there = [self.norms_heads] * 2 + [self.norms_attention_out, self.norms_mlp_out]
+        optional = [each["bias"] for each in own[:4]]
+        return weights, optional + [next(more) if norm else None for norm in there]
 
     def forward(self, hidden: Tensor) -> Tensor:
         raise RuntimeError("LazyLayer: called as a whole; LazyDecoder.step runs it part by part")

@@ -196,64 +196,82 @@ class LazyDecoder(nn.Module):
         cos, sin = self._rotations(state, rows, hidden)
         carried = torch.zeros([0], dtype=torch.float32, device=hidden.device)
         for number, layer in enumerate(self.layers):
-            x = layer.input_norm(hidden)
-            key, value = layer.key_value(x, cos[layer.rope], sin[layer.rope])
-            torch.ops.lazyllm.kv_append_(
-                state.keys[number], state.values[number], slots, key, value
-            )
-            seen = keys
             boundary = self.boundary_at[number]
-            if boundary >= 0:
-                where = rows_of_tail(step.window, rows)
-                queries = layer.query(
-                    x.index_select(0, where),
-                    cos[layer.rope].index_select(0, where),
-                    sin[layer.rope].index_select(0, where),
-                )
-                scored = score(
-                    queries,
-                    pick(rows, where, step.window.offsets),
-                    state.keys[number],
+            all_go_on = number < self.num_layers - 1 or step.last.back.size(0) == hidden.size(0)
+            finished: Optional[Tensor] = None
+            if boundary < 0 and all_go_on:
+                finished = layer.in_one_call(
+                    hidden,
+                    rows,
+                    slots,
                     keys,
-                    layer.scale,
-                    layer.softcap,
-                    self.boundaries[boundary].heads,
-                    self.over_heads,
+                    state.keys[number],
+                    state.values[number],
+                    cos[layer.rope],
+                    sin[layer.rope],
                 )
-                if not torch.jit.is_scripting() and self.over_ranks is not None:
-                    scored = self.over_ranks(scored)
-                if self.checked:
-                    _refuse_nan(scored, "importance", number)
-                if not torch.jit.is_scripting() and self.on_importance is not None:
-                    scored = self.on_importance(boundary, scored)
-                if self.accumulate:
-                    scored, carried = add_carried(scored, carried, keys, state.importance[boundary])
-                update_importance_(state, boundary, step, keys, scored, self.window)
-                keys, rows, hidden, slots = cross_(
-                    state, self.spec, self.boundaries[boundary], step, keys, rows, hidden
-                )
-                cos, sin = self._rotations(state, rows, hidden)
+            if finished is not None:
+                hidden = finished
+            else:
                 x = layer.input_norm(hidden)
-            elif number == self.num_layers - 1:
-                where = rows_of_tail(step.last, rows)
-                rows = pick(rows, where, step.last.offsets)
-                hidden, x = hidden.index_select(0, where), x.index_select(0, where)
-                cos, sin = self._rotations(state, rows, hidden)
-            query = layer.query(x, cos[layer.rope], sin[layer.rope])
-            attended = torch.ops.lazyllm.lazy_attention(
-                query,
-                rows.index,
-                rows.offsets,
-                state.keys[number],
-                state.values[number],
-                seen.slots,
-                seen.index,
-                seen.offsets,
-                layer.scale,
-                layer.window,
-                layer.softcap,
-            )
-            hidden = layer.finish(hidden, attended)
+                key, value = layer.key_value(x, cos[layer.rope], sin[layer.rope])
+                torch.ops.lazyllm.kv_append_(
+                    state.keys[number], state.values[number], slots, key, value
+                )
+                seen = keys
+                if boundary >= 0:
+                    where = rows_of_tail(step.window, rows)
+                    queries = layer.query(
+                        x.index_select(0, where),
+                        cos[layer.rope].index_select(0, where),
+                        sin[layer.rope].index_select(0, where),
+                    )
+                    scored = score(
+                        queries,
+                        pick(rows, where, step.window.offsets),
+                        state.keys[number],
+                        keys,
+                        layer.scale,
+                        layer.softcap,
+                        self.boundaries[boundary].heads,
+                        self.over_heads,
+                    )
+                    if not torch.jit.is_scripting() and self.over_ranks is not None:
+                        scored = self.over_ranks(scored)
+                    if self.checked:
+                        _refuse_nan(scored, "importance", number)
+                    if not torch.jit.is_scripting() and self.on_importance is not None:
+                        scored = self.on_importance(boundary, scored)
+                    if self.accumulate:
+                        scored, carried = add_carried(
+                            scored, carried, keys, state.importance[boundary]
+                        )
+                    update_importance_(state, boundary, step, keys, scored, self.window)
+                    keys, rows, hidden, slots = cross_(
+                        state, self.spec, self.boundaries[boundary], step, keys, rows, hidden
+                    )
+                    cos, sin = self._rotations(state, rows, hidden)
+                    x = layer.input_norm(hidden)
+                elif number == self.num_layers - 1:
+                    where = rows_of_tail(step.last, rows)
+                    rows = pick(rows, where, step.last.offsets)
+                    hidden, x = hidden.index_select(0, where), x.index_select(0, where)
+                    cos, sin = self._rotations(state, rows, hidden)
+                query = layer.query(x, cos[layer.rope], sin[layer.rope])
+                attended = torch.ops.lazyllm.lazy_attention(
+                    query,
+                    rows.index,
+                    rows.offsets,
+                    state.keys[number],
+                    state.values[number],
+                    seen.slots,
+                    seen.index,
+                    seen.offsets,
+                    layer.scale,
+                    layer.window,
+                    layer.softcap,
+                )
+                hidden = layer.finish(hidden, attended)
             if not torch.jit.is_scripting() and self.on_layer is not None:
                 self.on_layer(number, hidden.size(0))
         for sequence, count in enumerate(new_counts):

@@ -1,6 +1,6 @@
 """Small modules around a model's own parameters, for what the decoder computes itself."""
 
-from typing import Optional, Tuple
+from typing import List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -172,6 +172,60 @@ def _multiplies_slowly(weight: Tensor) -> bool:
     if weight.dtype == torch.float16:
         return not torch.ops.mkldnn._is_mkldnn_fp16_supported()
     return False
+
+
+class GatedMLP(nn.Module):
+    """down(activation(gate(x)) · up(x)), SwiGLU or GeGLU by its activation.
+
+    On the CPU many rows go through in blocks, whose intermediate values stay in the caches.
+
+    Args:
+        gate, up, down: the projections, see `Projection`.
+        activation: of the gate.
+        operator_activation: what `lazyllm::decoder_layer_` calls it; empty where it has none.
+    """
+
+    def __init__(
+        self,
+        gate: nn.Module,
+        up: nn.Module,
+        down: nn.Module,
+        activation: nn.Module,
+        operator_activation: str = "",
+    ):
+        super().__init__()
+        self.block_rows = 1024  # measured: 0.75 of the time of 4,096 rows at once
+        self.gate, self.up, self.down = projection(gate), projection(up), projection(down)
+        self.activation = activation
+        self.operator_activation = operator_activation
+
+    def weights(self) -> List[Tensor]:
+        """Those of gate, up and down, where these are nn.Linear."""
+        linears = self.gate.linear, self.up.linear, self.down.linear
+        return torch.jit.annotate(List[Tensor], [linear.weight for linear in linears])
+
+    @torch.jit.unused
+    def untouched(self) -> bool:
+        """Whether calling it computes what its class says, and nothing else."""
+        return is_untouched(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[rows, hidden] -> [rows, hidden]."""
+        in_blocks = x.is_cpu and x.size(0) > self.block_rows
+        if in_blocks and not torch.jit.is_scripting():
+            # Hooks and modules of other classes see all rows at once.
+            in_blocks = all(map(is_plain, [self.gate.linear, self.up.linear, self.down.linear]))
+        if not in_blocks:
+            return self._block(x)
+        out = torch.empty_like(x)
+        for first in range(0, x.size(0), self.block_rows):
+            last = min(first + self.block_rows, x.size(0))
+            out[first:last] = self._block(x[first:last])
+        return out
+
+    def _block(self, x: Tensor) -> Tensor:
+        rows: Tensor = self.down(self.activation(self.gate(x)).mul_(self.up(x)))
+        return rows
 
 
 class Rotary(nn.Module):

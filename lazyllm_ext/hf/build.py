@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from lazyllm_ext.decoder import LazyDecoder, LazyLayer, RMSNorm, Rotary
-from lazyllm_ext.decoder.modules import PartOfProjection, is_untouched
+from lazyllm_ext.decoder.modules import GatedMLP, PartOfProjection, is_untouched
 from lazyllm_ext.errors import NotSupportedError
 from lazyllm_ext.schedule import PruningSchedule
 
 from .checks import check_model
 from .families import Family
-from .modules import CalledMLP, GatedMLP, OwnMLP, ScaledEmbedding, activation
+from .modules import CalledMLP, OwnMLP, ScaledEmbedding, activation, operator_activation
 from .parts import head_dim, language_of, parts_of
 from .ranks import count_ranks, ranks_of, refuse_ranks
 
@@ -229,7 +229,8 @@ def _mlp(mlp: Any, family: Family, config: Any, export: bool) -> nn.Module:
         )
     _check_untouched(mlp, "mlp")
     _check_untouched(called, "activation")
-    return GatedMLP(gate, up, _linear(mlp.down_proj, "down_proj"), activation(called))
+    down = _linear(mlp.down_proj, "down_proj")
+    return GatedMLP(gate, up, down, activation(called), operator_activation(called))
 
 
 def _embedding(embedding: Any, family: Family) -> nn.Module:

@@ -4,11 +4,10 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from lazyllm_ext.decoder.modules import is_plain, is_untouched, projection
+from lazyllm_ext.decoder.modules import GatedMLP, is_untouched
 
 # The configuration's name of an activation -> a scriptable module that computes the same.
 _ACTIVATIONS = {
@@ -30,51 +29,21 @@ class OwnForward:
         return self.method(*args, **kwargs)
 
 
-class GatedMLP(nn.Module):
-    """down(activation(gate(x)) · up(x)), SwiGLU or GeGLU by its activation.
-
-    On the CPU many rows go through in blocks, whose intermediate values stay in the caches.
-    """
-
-    def __init__(self, gate: nn.Module, up: nn.Module, down: nn.Module, activation: nn.Module):
-        super().__init__()
-        self.block_rows = 1024  # measured: 0.75 of the time of 4,096 rows at once
-        self.gate, self.up, self.down = projection(gate), projection(up), projection(down)
-        self.activation = activation
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[rows, hidden] -> [rows, hidden]."""
-        in_blocks = x.is_cpu and x.size(0) > self.block_rows
-        if in_blocks and not torch.jit.is_scripting():
-            # Hooks and modules of other classes see all rows at once.
-            in_blocks = all(map(is_plain, [self.gate.linear, self.up.linear, self.down.linear]))
-        if not in_blocks:
-            return self._block(x)
-        out = torch.empty_like(x)
-        for first in range(0, x.size(0), self.block_rows):
-            last = min(first + self.block_rows, x.size(0))
-            out[first:last] = self._block(x[first:last])
-        return out
-
-    def _block(self, x: Tensor) -> Tensor:
-        rows: Tensor = self.down(self.activation(self.gate(x)).mul_(self.up(x)))
-        return rows
-
-
-class OwnMLP(nn.Module):
+class OwnMLP(GatedMLP):
     """A model's own MLP by its parts, of which few rows are fast; as a whole where it has hooks."""
 
     def __init__(self, mlp: Any):
-        super().__init__()
+        own = mlp.act_fn
+        super().__init__(mlp.gate_proj, mlp.up_proj, mlp.down_proj, own, operator_activation(own))
         self.mlp: nn.Module = mlp
-        self.parts = GatedMLP(mlp.gate_proj, mlp.up_proj, mlp.down_proj, mlp.act_fn)
+
+    def untouched(self) -> bool:
+        """Whether the parts may be computed in the place of the whole."""
+        return is_untouched(self.mlp) and is_untouched(self.activation)
 
     def forward(self, x: Tensor) -> Tensor:
         """[rows, hidden] -> [rows, hidden]."""
-        mlp, parts = self.mlp, self.parts
-        untouched = is_untouched(mlp) and is_untouched(parts.activation)
-        # Nobody else knows of the parts, so that there is no hook to be called.
-        rows: Tensor = parts.forward(x) if untouched else mlp(x)
+        rows: Tensor = super().forward(x) if self.untouched() else self.mlp(x)
         return rows
 
 
@@ -107,6 +76,14 @@ class ScaledEmbedding(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """[rows] int64 -> [rows, hidden]."""
         return nn.functional.embedding(ids, self.weight) * self.scale.to(self.weight.dtype)
+
+
+def operator_activation(own: nn.Module) -> str:
+    """What `lazyllm::decoder_layer_` calls a model's own activation; empty where it has none."""
+    for name, in_operator in (("silu", "silu"), ("gelu_pytorch_tanh", "gelu_tanh")):
+        if type(own) is type(ACT2FN[name]):
+            return in_operator
+    return "silu" if type(own) is nn.SiLU else ""
 
 
 def activation(own: nn.Module) -> nn.Module:

@@ -34,6 +34,7 @@ from torch import Tensor
 
 from . import checks, loading, reference
 from .checks import FLOATS, INDEX
+from .layer import decoder_layer_
 from .rows import linear, rms_norm, rotate
 
 loading.load()
@@ -41,6 +42,7 @@ loading.load()
 __all__ = [
     "aux_gather",
     "aux_scatter_",
+    "decoder_layer_",
     "kv_append_",
     "lazy_attention",
     "linear",

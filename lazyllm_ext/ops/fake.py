@@ -91,6 +91,13 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     return x.new_empty(x.shape)
 
 
+def decoder_layer_(
+    hidden: Tensor, key_store: Tensor, value_store: Tensor, *arguments: object
+) -> Tensor:
+    """[R, C] of the dtype of `hidden`, contiguous; the stores are changed in place."""
+    return hidden.new_empty(hidden.shape)
+
+
 def register() -> None:
     """Give every operator its fake. The operator library must have been loaded."""
     for fake in (
@@ -103,5 +110,6 @@ def register() -> None:
         linear,
         rms_norm,
         rotate,
+        decoder_layer_,
     ):
         torch.library.register_fake(f"lazyllm::{fake.__name__}", fake)

@@ -21,6 +21,7 @@ from torch import Tensor
 __all__ = [
     "aux_gather",
     "aux_scatter_",
+    "decoder_layer_",
     "kv_append_",
     "lazy_attention",
     "linear",
@@ -220,6 +221,59 @@ def rotate(
     cos, sin = cos.to(math).unsqueeze(1), sin.to(math).unsqueeze(1)  # [R, 1, half]
     rotated = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
     return torch.cat([rotated.to(x.dtype), rest], dim=-1)
+
+
+def decoder_layer_(
+    hidden: Tensor,  # [R, C]
+    key_store: Tensor,  # [slots, Hkv, D]
+    value_store: Tensor,  # [slots, Hkv, D]
+    slots: Tensor,  # [R]
+    query_index: Tensor,  # [R]
+    query_offsets: Tensor,  # [B + 1]
+    key_slots: Tensor,  # [K]
+    key_index: Tensor,  # [K]
+    key_offsets: Tensor,  # [B + 1]
+    cos: Tensor,  # [R, half]
+    sin: Tensor,  # [R, half]
+    weights: list[Tensor],
+    optional: list[Tensor | None],
+    eps: float,
+    offset: float,
+    scale: float,
+    window: int,
+    softcap: float,
+    interleaved: bool,
+    activation: str,
+) -> Tensor:
+    """A whole layer, by the other operators: [R, C]; the stores get the rows' keys and values."""
+    input_norm, q, k, v, o, mlp_norm, gate, up, down = weights
+    q_bias, k_bias, v_bias, o_bias, q_norm, k_norm, attention_out_norm, mlp_out_norm = optional
+    head_dim = key_store.shape[2]
+
+    def norm(rows: Tensor, weight: Tensor | None) -> Tensor:
+        return rows if weight is None else rms_norm(rows, weight, eps, offset)
+
+    def heads(rows: Tensor, weight: Tensor | None) -> Tensor:
+        split = rows.view(len(rows), rows.shape[1] // head_dim, head_dim)
+        normed = norm(split.flatten(0, 1), weight).view(split.shape)
+        return rotate(normed, cos, sin, interleaved)
+
+    x = norm(hidden, input_norm)
+    query, key = heads(linear(x, q, q_bias), q_norm), heads(linear(x, k, k_bias), k_norm)
+    kv_append_(key_store, value_store, slots, key, linear(x, v, v_bias).view(key.shape))
+    attended = lazy_attention(
+        query, query_index, query_offsets, key_store, value_store, key_slots, key_index,
+        key_offsets, scale, window, softcap,
+    )  # fmt: skip
+    hidden = hidden + norm(linear(attended.flatten(1), o, o_bias), attention_out_norm)
+    x = norm(hidden, mlp_norm)
+    opened = linear(x, gate, None).to(_math_dtype(x))
+    if activation == "silu":
+        opened = torch.nn.functional.silu(opened)
+    else:
+        opened = torch.nn.functional.gelu(opened, approximate="tanh")
+    inner = opened.to(x.dtype) * linear(x, up, None)
+    return hidden + norm(linear(inner, down, None), mlp_out_norm)
 
 
 def _math_dtype(tensor: Tensor) -> torch.dtype:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -47,7 +49,7 @@ def test_own_modules_are_used() -> None:
     decoder = LazyDecoder.from_model(model, "dense")
     layer = model.model.layers[1]
     assert decoder.layers[1].mlp.mlp is layer.mlp
-    assert decoder.layers[1].mlp.parts.up.linear is layer.mlp.up_proj
+    assert decoder.layers[1].mlp.up.linear is layer.mlp.up_proj
     assert decoder.layers[1].q_proj.linear is layer.self_attn.q_proj
     assert decoder.embed is model.model.embed_tokens
     assert decoder.lm_head.linear is model.lm_head
@@ -84,11 +86,38 @@ def test_a_hook_that_comes_later_runs(path: str, ids: Tensor) -> None:
     assert_same_generation(got, generate(plain, input_ids=ids), tolerance=1e-4)
 
 
+def _calls_of_layers(model: Any, ids: Tensor) -> int:
+    """How often a whole layer is one call while the second of two new tokens is computed."""
+    counts = []
+    for new_tokens in (1, 2):
+        with torch.profiler.profile() as profile:
+            model.generate(ids, max_new_tokens=new_tokens, min_new_tokens=new_tokens)
+        names = [event.name for event in profile.events()]
+        counts.append(names.count("lazyllm::decoder_layer_"))
+    return counts[1] - counts[0]
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma3"])
+def test_a_token_takes_one_call_for_each_plain_layer(family: str, ids: Tensor) -> None:
+    model = tiny_model(family)
+    layers = len(model.model.layers)
+    lazy = lazyllm_ext.apply(model, keep_all(model))
+    boundaries = len(keep_all(model)["boundaries"])
+    assert _calls_of_layers(model, ids) == layers - boundaries
+    lazy.remove()
+    lazyllm_ext.apply(model, "dense")
+    assert _calls_of_layers(model, ids) == layers
+    model.model.layers[0].mlp.down_proj.register_forward_hook(lambda *_: None)
+    assert _calls_of_layers(model, ids) == layers - 1
+    model.model.layers[1].mlp.register_forward_pre_hook(lambda *_: None)
+    assert _calls_of_layers(model, ids) == layers - 2
+
+
 @torch.no_grad()
 def test_many_rows_of_an_mlp_go_through_in_blocks() -> None:
     mlp = tiny_model("llama").model.layers[0].mlp
     parts = OwnMLP(mlp)
-    x = torch.randn(2 * parts.parts.block_rows + 7, 48)
+    x = torch.randn(2 * parts.block_rows + 7, 48)
     torch.testing.assert_close(parts(x), mlp(x), atol=1e-5, rtol=1e-5)
 
 

@@ -1,0 +1,58 @@
+// decoder_layer_: one whole decoder layer for few rows, as a step of decoding has them. What it is made
+// of are the other operators' kernels; it saves what stands between them, a dispatch, a tensor and
+// a return to Python for each. CPU only: on a GPU a captured graph saves the same.
+//
+//   x       = rms_norm(hidden, input_norm)
+//   query, key, value = rotate(head_norm(x . q^T + q_bias)), rotate(head_norm(x . k^T + k_bias)),
+//             x . v^T + v_bias;  key and value go to slots of the stores
+//   hidden += out_norm(lazy_attention(query, the stores) . o^T + o_bias)
+//   x       = rms_norm(hidden, mlp_norm)
+//   hidden += out_norm((activation(x . gate^T) * (x . up^T)) . down^T)
+//
+//   hidden [R, C] float -> [R, C], contiguous, of its dtype; hidden itself stays as it is
+//   key_store, value_store, slots: as in kv_append_; query_index .. key_offsets: as in lazy_attention,
+//   with R rows; cos, sin [R, half], interleaved: as in rotate
+//   weights: input_norm [C], q [H D, C], k, v [Hkv D, C], o [C, H D], mlp_norm [C], gate, up [I, C],
+//   down [C, I]
+//   optional, each of which may be missing: q_bias, k_bias, v_bias, o_bias; q_norm, k_norm [D], over
+//   each head before it is rotated; attention_out_norm, mlp_out_norm [C]
+//   eps, offset: of all norms, as in rms_norm; activation: "silu" or "gelu_tanh"
+//
+// All float of one dtype; every part rounds where the operator of its own would, sums are taken in
+// float32. The last dimensions must have stride 1, other strides are honoured. NaN as in the parts.
+// Empty input is legal. The stores must not overlap with anything else. Deterministic; a sequence
+// gives in a batch what it gives alone.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "../common/checks.h"
+
+namespace lazyllm {
+
+enum class Activation { silu, gelu_tanh };
+
+// What the arguments have in common.
+struct DecoderLayerShape {
+  int64_t rows;
+  int64_t hidden;
+  int64_t num_heads;
+  int64_t num_kv_heads;
+  int64_t head_dim;
+  int64_t inner;  // of the MLP
+  Activation activation;
+  ScalarType dtype;
+};
+
+Tensor decoder_layer_cpu(const Tensor& hidden, Tensor key_store, Tensor value_store,
+                         const Tensor& slots, const Tensor& query_index,
+                         const Tensor& query_offsets, const Tensor& key_slots,
+                         const Tensor& key_index, const Tensor& key_offsets, const Tensor& cos,
+                         const Tensor& sin, std::vector<Tensor> weights,
+                         std::vector<std::optional<Tensor>> optional, double eps, double offset,
+                         double scale, int64_t window, double softcap, bool interleaved,
+                         std::string activation);
+
+}  // namespace lazyllm
