@@ -1,6 +1,8 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <cstring>
+#include <vector>
 
 #include "../attention/lazy_attention.h"
 #include "../cpu/scratch.h"
@@ -125,6 +127,55 @@ void check_projection(const Checks& check, const char* name, const Tensor& weigh
   check_norm(check, bias_name, bias, out, dtype);
 }
 
+std::vector<int64_t> used_rows(const Tensor& query_index) {
+  const int64_t* index = query_index.const_data_ptr<int64_t>();
+  std::vector<int64_t> used;
+  for (int64_t row = 0; row < query_index.size(0); ++row) {
+    if (index[row] != -1) used.push_back(row);
+  }
+  return used;
+}
+
+int64_t row_bytes(const Tensor& tensor) {
+  return (tensor.dim() == 1 ? 1 : tensor.size(1)) * static_cast<int64_t>(tensor.element_size());
+}
+
+char* row_of(const Tensor& tensor, int64_t row) {
+  return static_cast<char*>(const_cast<void*>(tensor.const_data_ptr())) +
+         row * tensor.stride(0) * static_cast<int64_t>(tensor.element_size());
+}
+
+// Some rows of a tensor [R] or [R, width].
+Tensor take_rows(const Tensor& from, const std::vector<int64_t>& rows) {
+  const int64_t count = static_cast<int64_t>(rows.size());
+  const Tensor taken = from.dim() == 1 ? torch::stable::new_empty(from, {count})
+                                       : torch::stable::new_empty(from, {count, from.size(1)});
+  for (int64_t i = 0; i < count; ++i) {
+    std::memcpy(row_of(taken, i), row_of(from, rows[i]), row_bytes(from));
+  }
+  return taken;
+}
+
+// The rows of a tensor [rows.size(), width] to these places of another one.
+void put_rows(const Tensor& from, const std::vector<int64_t>& rows, const Tensor& to) {
+  for (size_t i = 0; i < rows.size(); ++i) {
+    std::memcpy(row_of(to, rows[i]), row_of(from, static_cast<int64_t>(i)), row_bytes(from));
+  }
+}
+
+// The offsets that are left when only the used rows are.
+Tensor offsets_of_used(const Checks& check, const Tensor& offsets, const std::vector<int64_t>& used,
+                       int64_t rows) {
+  const int64_t* from = offsets.const_data_ptr<int64_t>();
+  check.offset_values("query_offsets", from, offsets.size(0) - 1, rows);
+  const Tensor own = torch::stable::new_empty(offsets, {offsets.size(0)});
+  int64_t* to = reinterpret_cast<int64_t*>(row_of(own, 0));
+  for (int64_t b = 0; b < offsets.size(0); ++b) {
+    to[b] = std::lower_bound(used.begin(), used.end(), from[b]) - used.begin();
+  }
+  return own;
+}
+
 }  // namespace
 
 Tensor decoder_layer_cpu(const Tensor& hidden, Tensor key_store, Tensor value_store,
@@ -182,11 +233,29 @@ Tensor decoder_layer_cpu(const Tensor& hidden, Tensor key_store, Tensor value_st
   check_norm(check, "k_norm", k_norm, head_dim, dtype);
   check.at_least("eps", eps, 0.0);
 
+  check.index("slots", slots, shape.rows);
+  check.index("query_index", query_index, shape.rows);
+  check.index("query_offsets", query_offsets);
+  if (query_offsets.size(0) < 1) check.refuse("query_offsets", "at least 1 offset", "none");
   Tensor output = torch::stable::new_empty(hidden, {shape.rows, shape.hidden});
   Tensor query = torch::stable::new_empty(hidden, {shape.rows, shape.num_heads, head_dim});
   Tensor key = torch::stable::new_empty(hidden, {shape.rows, num_kv_heads, head_dim});
   Tensor value = torch::stable::new_empty(hidden, {shape.rows, num_kv_heads, head_dim});
   check_rotate(check, query, cos, sin, interleaved);
+
+  const std::vector<int64_t> used = used_rows(query_index);
+  if (static_cast<int64_t>(used.size()) < shape.rows) {
+    for (int64_t row = 0; row < shape.rows; ++row) {
+      std::memcpy(row_of(output, row), row_of(hidden, row), row_bytes(hidden));
+    }
+    const Tensor computed = decoder_layer_cpu(
+        take_rows(hidden, used), key_store, value_store, take_rows(slots, used),
+        take_rows(query_index, used), offsets_of_used(check, query_offsets, used, shape.rows),
+        key_slots, key_index, key_offsets, take_rows(cos, used), take_rows(sin, used), weights,
+        optional, eps, offset, scale, window, softcap, interleaved, activation);
+    put_rows(computed, used, output);
+    return output;
+  }
 
   // One buffer of the dtype: the normed rows, and what is projected from them.
   const int64_t widest = std::max(query_width + key_width, 2 * shape.inner);

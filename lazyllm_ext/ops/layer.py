@@ -54,7 +54,8 @@ def decoder_layer_(
         activation: of the gate, "silu" or "gelu_tanh".
 
     Returns:
-        [R, C] of the dtype of `hidden`, contiguous.
+        [R, C] of the dtype of `hidden`, contiguous. A row whose `query_index` is -1 is unused: it
+        comes out as it went in.
 
     Raises:
         TypeError, ValueError: an argument is wrong.

@@ -258,7 +258,7 @@ def decoder_layer_(
         normed = norm(split.flatten(0, 1), weight).view(split.shape)
         return rotate(normed, cos, sin, interleaved)
 
-    x = norm(hidden, input_norm)
+    before, x = hidden, norm(hidden, input_norm)
     query, key = heads(linear(x, q, q_bias), q_norm), heads(linear(x, k, k_bias), k_norm)
     kv_append_(key_store, value_store, slots, key, linear(x, v, v_bias).view(key.shape))
     attended = lazy_attention(
@@ -273,7 +273,8 @@ def decoder_layer_(
     else:
         opened = torch.nn.functional.gelu(opened, approximate="tanh")
     inner = opened.to(x.dtype) * linear(x, up, None)
-    return hidden + norm(linear(inner, down, None), mlp_out_norm)
+    output = hidden + norm(linear(inner, down, None), mlp_out_norm)
+    return torch.where(query_index[:, None] >= 0, output, before)
 
 
 def _math_dtype(tensor: Tensor) -> torch.dtype:

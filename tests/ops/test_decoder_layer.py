@@ -15,7 +15,7 @@ from lazyllm_ext.ops import reference
 from .builders import FLOATS
 
 HIDDEN, HEADS, KV_HEADS, DIM, INNER, SLOTS = 40, 6, 2, 16, 72, 60
-NAMES = ["weights", "optional"]
+NAN = float("nan")
 
 
 def arguments(
@@ -135,6 +135,26 @@ def test_a_sequence_alone_gives_the_same(dtype: torch.dtype) -> None:
         own["query_offsets"] = torch.tensor([0, rows.stop - rows.start])
         own["key_offsets"] = torch.tensor([0, keys.stop - keys.start])
         assert torch.equal(run({**of, **own})[0], together[rows])
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_unused_rows_are_left_out(dtype: torch.dtype) -> None:
+    of = arguments(dtype, rows=(2, 1, 3))
+    expected = run(of)
+    # Between, before and behind the others, and a sequence of nothing else.
+    places, offsets = torch.tensor([1, 3, 4, 8, 9, 10]), torch.tensor([0, 4, 6, 8, 12])
+    keys = of["key_offsets"]
+    wide = {**of, "query_offsets": offsets}
+    wide["key_offsets"] = torch.stack([*keys[:3], keys[2], keys[3]])
+    unused = {"hidden": NAN, "cos": NAN, "sin": NAN, "slots": -1, "query_index": -1}
+    for name, value in unused.items():
+        wide[name] = torch.full((12, *of[name].shape[1:]), value, dtype=of[name].dtype)
+        wide[name][places] = of[name]
+    output, *stores = run(wide)
+    assert torch.equal(output[places], expected[0])
+    assert output[[0, 2, 5, 6, 7, 11]].isnan().all()
+    for mine, theirs in zip(stores, expected[1:], strict=True):
+        assert torch.equal(mine, theirs)
 
 
 def test_other_strides() -> None:
