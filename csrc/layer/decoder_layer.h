@@ -10,7 +10,8 @@
 //   hidden += out_norm((activation(x . gate^T) * (x . up^T)) . down^T)
 //
 //   hidden [R, C] float -> [R, C], contiguous, of its dtype; hidden itself stays as it is. Rows whose
-//   query_index is -1 are unused: nothing is computed for them, and they come out as they went in
+//   query_index is -1 are unused: nothing is computed or stored for them, and they come out as they
+//   went in
 //   key_store, value_store, slots: as in kv_append_; query_index .. key_offsets: as in lazy_attention,
 //   with R rows; cos, sin [R, half], interleaved: as in rotate
 //   weights: input_norm [C], q [H D, C], k, v [Hkv D, C], o [C, H D], mlp_norm [C], gate, up [I, C],

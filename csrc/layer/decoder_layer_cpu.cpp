@@ -111,11 +111,11 @@ class Layer {
   float offset_;
 };
 
-void check_norm(const Checks& check, const char* name, const std::optional<Tensor>& norm,
-                int64_t size, ScalarType dtype) {
-  if (!norm.has_value()) return;
-  check.floats(name, *norm, 1, dtype);
-  check.size(name, *norm, 0, size);
+void check_vector(const Checks& check, const char* name, const std::optional<Tensor>& vector,
+                  int64_t size, ScalarType dtype) {
+  if (!vector.has_value()) return;
+  check.floats(name, *vector, 1, dtype);
+  check.size(name, *vector, 0, size);
 }
 
 void check_projection(const Checks& check, const char* name, const Tensor& weight, int64_t out,
@@ -124,7 +124,7 @@ void check_projection(const Checks& check, const char* name, const Tensor& weigh
   check.floats(name, weight, 2, dtype);
   check.size(name, weight, 0, out);
   check.size(name, weight, 1, in);
-  check_norm(check, bias_name, bias, out, dtype);
+  check_vector(check, bias_name, bias, out, dtype);
 }
 
 std::vector<int64_t> used_rows(const Tensor& query_index) {
@@ -225,12 +225,12 @@ Tensor decoder_layer_cpu(const Tensor& hidden, Tensor key_store, Tensor value_st
   check_projection(check, "gate", gate, shape.inner, shape.hidden, "", {}, dtype);
   check_projection(check, "up", up, shape.inner, shape.hidden, "", {}, dtype);
   check_projection(check, "down", down, shape.hidden, shape.inner, "", {}, dtype);
-  check_norm(check, "input_norm", input_norm, shape.hidden, dtype);
-  check_norm(check, "mlp_norm", mlp_norm, shape.hidden, dtype);
-  check_norm(check, "attention_out_norm", attention_out_norm, shape.hidden, dtype);
-  check_norm(check, "mlp_out_norm", mlp_out_norm, shape.hidden, dtype);
-  check_norm(check, "q_norm", q_norm, head_dim, dtype);
-  check_norm(check, "k_norm", k_norm, head_dim, dtype);
+  check_vector(check, "input_norm", input_norm, shape.hidden, dtype);
+  check_vector(check, "mlp_norm", mlp_norm, shape.hidden, dtype);
+  check_vector(check, "attention_out_norm", attention_out_norm, shape.hidden, dtype);
+  check_vector(check, "mlp_out_norm", mlp_out_norm, shape.hidden, dtype);
+  check_vector(check, "q_norm", q_norm, head_dim, dtype);
+  check_vector(check, "k_norm", k_norm, head_dim, dtype);
   check.at_least("eps", eps, 0.0);
 
   check.index("slots", slots, shape.rows);
@@ -238,11 +238,10 @@ Tensor decoder_layer_cpu(const Tensor& hidden, Tensor key_store, Tensor value_st
   check.index("query_offsets", query_offsets);
   if (query_offsets.size(0) < 1) check.refuse("query_offsets", "at least 1 offset", "none");
   Tensor output = torch::stable::new_empty(hidden, {shape.rows, shape.hidden});
-  Tensor query = torch::stable::new_empty(hidden, {shape.rows, shape.num_heads, head_dim});
-  Tensor key = torch::stable::new_empty(hidden, {shape.rows, num_kv_heads, head_dim});
-  Tensor value = torch::stable::new_empty(hidden, {shape.rows, num_kv_heads, head_dim});
-  check_rotate(check, query, cos, sin, interleaved);
-
+  check.floats("cos", cos, 2, dtype);
+  check.floats("sin", sin, 2, dtype);
+  check.size("cos", cos, 0, shape.rows);
+  check.size("sin", sin, 0, shape.rows);
   const std::vector<int64_t> used = used_rows(query_index);
   if (static_cast<int64_t>(used.size()) < shape.rows) {
     for (int64_t row = 0; row < shape.rows; ++row) {
@@ -256,6 +255,11 @@ Tensor decoder_layer_cpu(const Tensor& hidden, Tensor key_store, Tensor value_st
     put_rows(computed, used, output);
     return output;
   }
+
+  Tensor query = torch::stable::new_empty(hidden, {shape.rows, shape.num_heads, head_dim});
+  Tensor key = torch::stable::new_empty(hidden, {shape.rows, num_kv_heads, head_dim});
+  Tensor value = torch::stable::new_empty(hidden, {shape.rows, num_kv_heads, head_dim});
+  check_rotate(check, query, cos, sin, interleaved);
 
   // One buffer of the dtype: the normed rows, and what is projected from them.
   const int64_t widest = std::max(query_width + key_width, 2 * shape.inner);

@@ -41,9 +41,12 @@ void multiply_rows(const LinearParams* parts, int64_t count) {
   const auto tasks_of = [&](const LinearParams& part) {
     return (part.out + columns - 1) / columns;
   };
-  int64_t tasks = 0;
-  for (int64_t i = 0; i < count; ++i) tasks += tasks_of(parts[i]);
-  run_tasks(tasks, p.rows * (columns + kernels.width), tasks > 1,
+  int64_t tasks = 0, all_columns = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    tasks += tasks_of(parts[i]);
+    all_columns += parts[i].out;
+  }
+  run_tasks(tasks, p.rows * (columns + kernels.width), all_columns > columns,
             [&](int64_t task, float* scratch) {
               const LinearParams* part = parts;
               for (; task >= tasks_of(*part); ++part) task -= tasks_of(*part);

@@ -5,8 +5,20 @@ from typing import Any, Final, List, Optional, Tuple
 import torch
 from torch import Tensor, nn
 
-from .modules import FEW_ROWS, GatedMLP, Projection, RMSNorm, is_plain, projection, rotate
+from .modules import (
+    FEW_ROWS,
+    GatedMLP,
+    Projection,
+    RMSNorm,
+    is_plain,
+    is_untouched,
+    projection,
+    rotate,
+)
 from .rows import Keys, Rows
+
+# Norms that a layer may have beside its two, in the order of `lazyllm::decoder_layer_`.
+_MORE_NORMS = ("q_norm", "k_norm", "attention_out_norm", "mlp_out_norm")
 
 
 class LazyLayer(nn.Module):
@@ -149,12 +161,10 @@ class LazyLayer(nn.Module):
             return False
         projections = [self.q_proj, self.k_proj, self.v_proj, self.o_proj]
         inner = [mlp.gate, mlp.up, mlp.down]
-        norms = [self.input_norm, self.mlp_norm]
-        more = [self.q_norm, self.k_norm, self.attention_out_norm, self.mlp_out_norm]
-        norms += [norm for norm in more if type(norm) is not nn.Identity]
-        # Lists, since looking up a module's children takes a microsecond each.
-        self.own_linears: List[Any] = [projection.linear for projection in projections + inner]
-        self.own_norms: List[Any] = norms
+        children = self._modules
+        self.more_norms = [name for name in _MORE_NORMS if type(children[name]) is not nn.Identity]
+        norms: List[Any] = [self.input_norm, self.mlp_norm]
+        norms += [children[name] for name in self.more_norms]
         return (
             all(type(norm) is RMSNorm for norm in norms)
             and len({(norm.eps, norm.offset) for norm in norms}) == 1
@@ -185,8 +195,8 @@ class LazyLayer(nn.Module):
             if torch.jit.is_scripting():
                 weights, optional = self._parameters_of_call()
             else:
-                weights, optional = self._plain_parameters(hidden.dtype)
-            if len(weights) > 0:
+                weights, optional = self._plain_parameters()
+            if len(weights) > 0 and _fit(hidden, weights, optional):
                 output: Tensor = torch.ops.lazyllm.decoder_layer_(
                     hidden,
                     key_store,
@@ -245,23 +255,49 @@ class LazyLayer(nn.Module):
         return weights, optional
 
     @torch.jit.unused
-    def _plain_parameters(self, dtype: torch.dtype) -> Tuple[List[Tensor], List[Optional[Tensor]]]:
-        """The same outside TorchScript, where all of it may have been changed; then empty lists."""
+    def _plain_parameters(self) -> Tuple[List[Tensor], List[Optional[Tensor]]]:
+        """The same outside TorchScript, where parts may have been changed; then empty lists."""
         if torch.compiler.is_exporting():
             return self._parameters_of_call()
-        if not self.mlp.untouched() or not all(map(is_plain, self.own_linears)):
+        # Looked up in the tables themselves: an attribute of a module takes a microsecond.
+        own, mlp = self._modules, self._modules["mlp"]
+        if not isinstance(mlp, GatedMLP) or not mlp.untouched():
             return [], []
-        norms = [norm.weight for norm in self.own_norms]
-        own = [linear._parameters for linear in self.own_linears]
-        weights = [norms[0], *(each["weight"] for each in own)]
-        weights.insert(5, norms[1])
-        for weight in weights + norms[2:]:
-            if weight.dtype != dtype or weight.stride(-1) != 1:
+        projections = [own[name] for name in ("q_proj", "k_proj", "v_proj", "o_proj")]
+        projections += [mlp._modules[name] for name in ("gate", "up", "down")]
+        linears: List[Any] = []
+        for each in projections:
+            if type(each) is not Projection or not is_untouched(each):
                 return [], []
-        more = iter(norms[2:])
-        there = [self.norms_heads] * 2 + [self.norms_attention_out, self.norms_mlp_out]
-        optional = [each["bias"] for each in own[:4]]
-        return weights, optional + [next(more) if norm else None for norm in there]
+            linears.append(each._modules["linear"])
+        norms: List[Any] = [own[name] for name in ("input_norm", "mlp_norm", *self.more_norms)]
+        if not all(type(norm) is RMSNorm and is_untouched(norm) for norm in norms):
+            return [], []
+        if not all(map(is_plain, linears)):
+            return [], []
+        scales: List[Any] = [norm._parameters["weight"] for norm in norms]
+        weights = [scales[0], *(linear._parameters["weight"] for linear in linears)]
+        weights.insert(5, scales[1])
+        biases = [linear._parameters["bias"] for linear in linears]
+        if biases[4:] != [None, None, None]:
+            return [], []
+        optional: List[Optional[Tensor]] = [*biases[:4], None, None, None, None]
+        for scale, name in zip(scales[2:], self.more_norms, strict=True):
+            optional[4 + _MORE_NORMS.index(name)] = scale
+        return weights, optional
 
     def forward(self, hidden: Tensor) -> Tensor:
         raise RuntimeError("LazyLayer: called as a whole; LazyDecoder.step runs it part by part")
+
+
+def _fit(hidden: Tensor, weights: List[Tensor], optional: List[Optional[Tensor]]) -> bool:
+    """Whether dtypes and strides are those that `lazyllm::decoder_layer_` takes."""
+    if hidden.stride(1) != 1:
+        return False
+    for weight in weights:
+        if weight.dtype != hidden.dtype or weight.stride(-1) != 1:
+            return False
+    for other in optional:
+        if other is not None and (other.dtype != hidden.dtype or other.stride(0) != 1):
+            return False
+    return True

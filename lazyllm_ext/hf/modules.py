@@ -39,11 +39,12 @@ class OwnMLP(GatedMLP):
 
     def untouched(self) -> bool:
         """Whether the parts may be computed in the place of the whole."""
-        return is_untouched(self.mlp) and is_untouched(self.activation)
+        return super().untouched() and is_untouched(self.mlp) and is_untouched(self.activation)
 
     def forward(self, x: Tensor) -> Tensor:
         """[rows, hidden] -> [rows, hidden]."""
-        rows: Tensor = super().forward(x) if self.untouched() else self.mlp(x)
+        untouched = is_untouched(self.mlp) and is_untouched(self.activation)
+        rows: Tensor = super().forward(x) if untouched else self.mlp(x)
         return rows
 
 

@@ -61,6 +61,11 @@ def decoder_layer_(
         TypeError, ValueError: an argument is wrong.
     """
     checks.floats("decoder_layer_", hidden=hidden, key_store=key_store, value_store=value_store)
+    for place, weight in enumerate(weights):
+        checks.floats("decoder_layer_", **{f"weights[{place}]": weight})
+    for place, other in enumerate(optional):
+        if other is not None:
+            checks.floats("decoder_layer_", **{f"optional[{place}]": other})
     result: Tensor = checks.call(
         "decoder_layer_",
         hidden,

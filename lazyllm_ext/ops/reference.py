@@ -260,6 +260,7 @@ def decoder_layer_(
 
     before, x = hidden, norm(hidden, input_norm)
     query, key = heads(linear(x, q, q_bias), q_norm), heads(linear(x, k, k_bias), k_norm)
+    slots = torch.where(query_index >= 0, slots, -1)
     kv_append_(key_store, value_store, slots, key, linear(x, v, v_bias).view(key.shape))
     attended = lazy_attention(
         query, query_index, query_offsets, key_store, value_store, key_slots, key_index,

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import MODELS, boundary_layers, random_ids, shared_model
+from helpers import MODELS, boundary_layers, random_ids, shared_model, tiny_llama
 
 from lazyllm_ext.decoder import LazyDecoder
 from lazyllm_ext.export.program import Program
@@ -31,3 +31,19 @@ def test_computes_the_same(name: str, max_revive: int | None, fixed: bool) -> No
         if step == 3:
             scripted.crop([2, 1])
             plain.crop([2, 1])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@torch.no_grad()
+def test_what_does_not_fit_one_call_is_computed_part_by_part() -> None:
+    model = tiny_llama(num_hidden_layers=2)
+    first = model.model.layers[0].self_attn.q_proj
+    first.weight.data = first.weight.t().contiguous().t()
+    decoder = LazyDecoder.from_model(model, "dense", export=True)
+    vocab = model.config.vocab_size
+    scripted = torch.jit.script(Program(decoder, vocab, batch=1))
+    plain = Program(LazyDecoder.from_model(model, "dense"), vocab, batch=1)
+    for seed in range(2):
+        ids = torch.tensor(random_ids(9, seed=seed))
+        got, expected = (run(ids, [9], 1) for run in (scripted, plain))
+        torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import lazyllm_ext
 from lazyllm_ext import LazyDecoder
+from lazyllm_ext.decoder.modules import Projection
 from lazyllm_ext.hf.modules import OwnMLP
 
 from .tiny import MODELS, assert_same_generation, generate, keep_all, tiny_model
@@ -111,6 +112,48 @@ def test_a_token_takes_one_call_for_each_plain_layer(family: str, ids: Tensor) -
     assert _calls_of_layers(model, ids) == layers - 1
     model.model.layers[1].mlp.register_forward_pre_hook(lambda *_: None)
     assert _calls_of_layers(model, ids) == layers - 2
+
+
+@pytest.mark.parametrize("path", ["self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj"])
+def test_a_bias_that_comes_later_counts(path: str, ids: Tensor) -> None:
+    model = tiny_model("llama")
+    lazy = lazyllm_ext.apply(model, "dense")
+    linear = model.model.layers[1].get_submodule(path)
+    linear.bias = nn.Parameter(torch.randn(linear.out_features), requires_grad=False)
+    got = generate(model, input_ids=ids)
+    lazy.remove()
+    assert_same_generation(got, generate(model, input_ids=ids), tolerance=1e-4)
+
+
+def test_parts_of_the_decoder_that_are_changed_count(ids: Tensor) -> None:
+    """As by quantize_dynamic, and by hooks on what stands around the model's own modules."""
+    expected = _logits(LazyDecoder.from_model(tiny_model("llama"), "dense"), ids)
+    double = nn.Linear(48, 48, bias=False)
+    for change in (
+        lambda layer: setattr(layer.q_proj, "linear", double),
+        lambda layer: setattr(layer, "q_proj", Projection(double)),
+        lambda layer: setattr(layer, "mlp", nn.Identity()),
+        lambda layer: layer.input_norm.register_forward_hook(lambda *of: 2 * of[2]),
+        lambda layer: layer.k_proj.register_forward_hook(lambda *of: 2 * of[2]),
+        lambda layer: layer.mlp.register_forward_hook(lambda *of: 2 * of[2]),
+    ):
+        decoder = LazyDecoder.from_model(tiny_model("llama"), "dense")
+        change(decoder.layers[0])
+        in_calls = _logits(decoder, ids)
+        assert (in_calls - expected).abs().max() > 1e-3
+        for layer in decoder.layers:
+            layer.one_call = False
+        torch.testing.assert_close(in_calls, _logits(decoder, ids), atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_rows_of_other_strides() -> None:
+    model = tiny_model("llama")
+    embeds = torch.randn(1, 48, 3).transpose(1, 2)
+    expected = model(inputs_embeds=embeds).logits
+    lazyllm_ext.apply(model, "dense")
+    got = model(inputs_embeds=embeds).logits
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
 
 
 @torch.no_grad()
