@@ -2,8 +2,8 @@
 
 Every operator that is not for the CPU alone must have a CUDA kernel in the built library, which is
 loaded beside whatever torch there is; no kernel may spill registers; and the kernels that live on
-bandwidth must move 16 bytes an instruction. Prints a table and exits with 1 if something is amiss, with
-0 also without nvcc.
+bandwidth must move 16 bytes an instruction. Prints a table and exits with 1 if something is amiss,
+with 0 also without nvcc.
 """
 
 from __future__ import annotations
