@@ -4,6 +4,7 @@
 
 #include <cstring>
 
+#define LAZYLLM_KERNEL_HAS_TILES
 #define LAZYLLM_KERNEL "../attention/lazy_attention_kernel.inc"
 #include "../cpu/isa.h"
 

@@ -21,7 +21,7 @@ struct PanelShape {
   int64_t lanes;       // rows of a panel, of the instruction set
   int64_t group;       // query heads of a kv head
   int64_t padded_dim;  // head_dim rounded up to whole vectors
-  int64_t head_words;  // words of head_dim
+  int64_t head_words;  // words of head_dim, rounded up to what the kernel adds up at once
   int64_t key_block;   // keys of a packed block
   int64_t key_words;   // words of as many keys
   int64_t block_keys;  // where a packed block's values begin, behind its keys
@@ -68,7 +68,9 @@ struct FewTask {
 struct LazyAttentionKernels {
   int64_t width;  // floats of a vector
   int64_t lanes;
-  int64_t per_word;  // elements of a word
+  int64_t per_word;    // elements of a word
+  int64_t depth_step;  // head_words and a block's key_words are multiples of it
+  int64_t key_step;    // key_block is a multiple of it
 
   // Keys and values slots[0 .. count - 1] of one kv head -> one packed block.
   void (*pack_block)(const LazyAttentionParams& params, const PanelShape& shape, int64_t kv_head,

@@ -9,7 +9,8 @@ namespace lazyllm {
 namespace {
 
 // Second-level cache for the queries and the output of a task's rows, and for a packed block of keys
-// and values, in floats: together half a megabyte, the least that processors with AVX2 have.
+// and values, in floats: together half a megabyte, the least that processors with AVX2 have. Those that
+// multiply pairs have a megabyte or more.
 constexpr int64_t kRowsFloats = 48 * 1024;
 constexpr int64_t kBlockFloats = 24 * 1024;
 constexpr int64_t kMostLanes = 384;
@@ -46,14 +47,17 @@ Call prepare(const LazyAttentionParams& params, const LazyAttentionKernels& kern
   shape.lanes = kernels.lanes;
   shape.group = params.query.num_heads / params.key.num_kv_heads;
   shape.padded_dim = round_up(head_dim, kernels.width);
-  shape.head_words = divide_up(head_dim, kernels.per_word);
-  shape.key_block = std::clamp<int64_t>(kBlockFloats / (2 * shape.padded_dim) / 16 * 16, 32, 192);
-  shape.key_words = shape.key_block / kernels.per_word;
+  const int64_t per_word = kernels.per_word;
+  shape.head_words = round_up(divide_up(head_dim, per_word), kernels.depth_step);
+  const int64_t step = std::max<int64_t>(16, kernels.key_step);
+  shape.key_block =
+      std::clamp<int64_t>(per_word * kBlockFloats / (2 * shape.padded_dim) / step * step, 32, 192);
+  shape.key_words = shape.key_block / per_word;
   shape.block_keys = shape.key_block * shape.head_words;
   shape.block_size = round_up(shape.block_keys + shape.key_words * shape.padded_dim + 1, 16);
   shape.panel_state = (2 + shape.padded_dim) * shape.lanes;
-  const int64_t lanes =
-      std::clamp<int64_t>(kRowsFloats / (2 * shape.padded_dim), 2 * shape.lanes, kMostLanes);
+  const int64_t lanes = std::clamp<int64_t>(per_word * kRowsFloats / (2 * shape.padded_dim),
+                                            2 * shape.lanes, per_word * kMostLanes);
   const int64_t most_rows = fill_panels(shape, divide_up(lanes, shape.group));
   const int64_t range_floats = 2 * shape.lanes + 4;
   const int64_t panel_floats = shape.panel_state + shape.head_words * shape.lanes + range_floats;

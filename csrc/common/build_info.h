@@ -10,7 +10,7 @@ LAZYLLM_EXPORT const char* lazyllm_version();
 LAZYLLM_EXPORT const char* lazyllm_torch_version();
 // As in TORCH_CUDA_ARCH_LIST, "8.0;9.0+PTX"; empty if built without CUDA.
 LAZYLLM_EXPORT const char* lazyllm_cuda_architectures();
-// "scalar", "avx2", "avx512" or "avx512_bf16": what this processor can run, and what runs. The latter
-// throws std::runtime_error if LAZYLLM_CPU_CAPABILITY is wrong.
+// "scalar", "avx2", "avx512", "avx512_bf16" or "amx": what this processor can run, and what runs. The
+// latter throws std::runtime_error if LAZYLLM_CPU_CAPABILITY is wrong.
 LAZYLLM_EXPORT const char* lazyllm_supported_cpu_capability();
 LAZYLLM_EXPORT const char* lazyllm_cpu_capability();

@@ -5,30 +5,53 @@
 #include <stdexcept>
 #include <string>
 
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace lazyllm {
 namespace {
 
 constexpr char kVariable[] = "LAZYLLM_CPU_CAPABILITY";
 
+// Whether tiles of bfloat16 can be multiplied. Linux gives a process the registers when asked.
+bool has_amx() {
+#if defined(__x86_64__) && defined(__linux__)
+  constexpr int kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
+  constexpr int kTileData = 18;               // XFEATURE_XTILEDATA
+  constexpr unsigned kTiles = 1u << 24 | 1u << 22;  // AMX-TILE, AMX-BF16
+  unsigned eax, ebx, ecx, edx;
+  if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0) return false;
+  return (edx & kTiles) == kTiles && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
 CpuCapability choose() {
   const CpuCapability supported = supported_cpu_capability();
   const char* wanted = std::getenv(kVariable);
   if (wanted == nullptr || *wanted == '\0') return supported;
-  for (CpuCapability capability : {CpuCapability::scalar, CpuCapability::avx2,
-                                   CpuCapability::avx512, CpuCapability::avx512_bf16}) {
+  for (CpuCapability capability :
+       {CpuCapability::scalar, CpuCapability::avx2, CpuCapability::avx512,
+        CpuCapability::avx512_bf16, CpuCapability::amx}) {
     if (std::strcmp(wanted, name_of(capability)) != 0) continue;
     if (capability <= supported) return capability;
     throw std::runtime_error(std::string("lazyllm: ") + kVariable + ": expected at most " +
                              name_of(supported) + ", which this processor has, got " + wanted);
   }
   throw std::runtime_error(std::string("lazyllm: ") + kVariable +
-                           ": expected scalar, avx2, avx512 or avx512_bf16, got " + wanted);
+                           ": expected scalar, avx2, avx512, avx512_bf16 or amx, got " + wanted);
 }
 
 }  // namespace
 
 const char* name_of(CpuCapability capability) {
   switch (capability) {
+    case CpuCapability::amx:
+      return "amx";
     case CpuCapability::avx512_bf16:
       return "avx512_bf16";
     case CpuCapability::avx512:
@@ -48,8 +71,8 @@ CpuCapability supported_cpu_capability() {
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   if (avx2 && avx512) {
-    return __builtin_cpu_supports("avx512bf16") ? CpuCapability::avx512_bf16
-                                                : CpuCapability::avx512;
+    if (!__builtin_cpu_supports("avx512bf16")) return CpuCapability::avx512;
+    return has_amx() ? CpuCapability::amx : CpuCapability::avx512_bf16;
   }
   if (avx2) return CpuCapability::avx2;
 #endif

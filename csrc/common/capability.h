@@ -3,9 +3,9 @@
 
 namespace lazyllm {
 
-enum class CpuCapability { scalar, avx2, avx512, avx512_bf16 };
+enum class CpuCapability { scalar, avx2, avx512, avx512_bf16, amx };
 
-// "scalar", "avx2", "avx512", "avx512_bf16"
+// "scalar", "avx2", "avx512", "avx512_bf16", "amx"
 const char* name_of(CpuCapability capability);
 
 // The best one that this processor has and this library was compiled for.

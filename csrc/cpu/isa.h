@@ -7,7 +7,8 @@
 //
 // The kernel file, and simd.h before it, is included in the namespaces lazyllm::scalar, lazyllm::avx2,
 // lazyllm::avx512 and lazyllm::avx512_bf16 (x86-64 only; the last has all of avx512, and products of
-// bfloat16 pairs). It includes nothing itself: a header read under a target pragma
+// bfloat16 pairs), and in lazyllm::amx, which has all of that and tiles, if LAZYLLM_KERNEL_HAS_TILES is
+// defined before; a kernel without them runs that of avx512_bf16. It includes nothing itself: a header read under a target pragma
 // would leave its inline functions compiled for that target to the whole program. For the same reason
 // no function with external linkage outside of these namespaces may be defined in it.
 //
@@ -42,6 +43,7 @@
 #define LAZYLLM_ISA_AVX2 0
 #define LAZYLLM_ISA_AVX512 0
 #define LAZYLLM_ISA_AVX512_BF16 0
+#define LAZYLLM_ISA_AMX 0
 namespace lazyllm::scalar {
 #include "simd.h"
 #include LAZYLLM_KERNEL
@@ -119,8 +121,43 @@ namespace lazyllm::avx512_bf16 {
 #pragma GCC pop_options
 #endif
 
+#ifdef LAZYLLM_KERNEL_HAS_TILES
+#undef LAZYLLM_ISA_AMX
+#define LAZYLLM_ISA_AMX 1
+#if defined(__clang__)
+#pragma clang attribute push(                                                            \
+    __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16," \
+                          "amx-tile,amx-bf16"))),                                        \
+    apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target( \
+    "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16,prefer-vector-width=512")
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+namespace lazyllm::amx {
+#include "simd.h"
+#include LAZYLLM_KERNEL
+}  // namespace lazyllm::amx
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC diagnostic pop
+#pragma GCC pop_options
+#endif
+#else
+namespace lazyllm {
+namespace amx = avx512_bf16;
+}
+#endif
+
 #define LAZYLLM_CALL_KERNEL(call)               \
   switch (::lazyllm::cpu_capability()) {        \
+    case ::lazyllm::CpuCapability::amx:         \
+      ::lazyllm::amx::call;                     \
+      break;                                    \
     case ::lazyllm::CpuCapability::avx512_bf16: \
       ::lazyllm::avx512_bf16::call;             \
       break;                                    \

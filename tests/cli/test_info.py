@@ -27,7 +27,7 @@ def test_json(run: Callable[..., Ran]):
     assert (ran.status, ran.stderr) == (0, "")
     data = json.loads(ran.stdout)
     assert {"lazyllm-ext", "torch", "transformers"} <= data["versions"].keys()
-    assert data["cpu_capability"] in ("scalar", "avx2", "avx512", "avx512_bf16")
+    assert data["cpu_capability"] in ("scalar", "avx2", "avx512", "avx512_bf16", "amx")
     assert data["kernels"].keys() == OPERATORS
     for name, keys in data["kernels"].items():
         assert {"CPU", "Meta"} <= set(keys)

@@ -7,7 +7,6 @@ against the reference in float64, and NaN and infinities must be in the same pla
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -127,16 +126,17 @@ def assert_computed(name: str, got: Tensor, arguments: Arguments) -> None:
     if not finite.any():
         return
 
-    def error_of(result: Tensor) -> float:
-        return float((result.double()[finite] - exact[finite]).abs().max())
+    def error_of(result: Tensor, where: Tensor) -> float:
+        return float((result.double()[where] - exact[where]).abs().max()) if where.any() else 0.0
 
-    plain = error_of(plain_computation(name, arguments))
-    error = error_of(got)
+    # PyTorch's attention spreads a NaN to rows that do not see it where it multiplies tiles (AMX).
+    usable = plain_computation(name, arguments)
+    plain = error_of(usable, finite & usable.isfinite())
+    error = error_of(got, finite)
     if error <= 2 * plain:
         return
     floor = HALF_ULP[got.dtype] * float(exact[finite].abs().max())
     floor += LOGIT_ROUNDING * float(absolute_terms(name, arguments_64, exact)[finite].max())
-    assert not math.isnan(plain), "the plain computation is no measure"
     assert error <= floor, f"error {error:.3g}, plain {plain:.3g}, floor {floor:.3g}"
 
 
