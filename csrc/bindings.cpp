@@ -11,8 +11,9 @@ PYBIND11_MODULE(_C, module) {
              "The LibTorch whose headers the operators were compiled with.");
   module.def("cuda_architectures", &lazyllm_cuda_architectures,
              "The compiled CUDA architectures, such as '8.0;9.0+PTX'; '' without CUDA.");
-  module.def("supported_cpu_capability", &lazyllm_supported_cpu_capability,
-             "'scalar', 'avx2', 'avx512', 'avx512_bf16' or 'amx': the best this processor can run.");
+  module.def(
+      "supported_cpu_capability", &lazyllm_supported_cpu_capability,
+      "'scalar', 'avx2', 'avx512', 'avx512_bf16' or 'amx': the best this processor can run.");
   module.def("cpu_capability", &lazyllm_cpu_capability,
              "The one in use. RuntimeError if LAZYLLM_CPU_CAPABILITY is wrong.");
 }

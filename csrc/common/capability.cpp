@@ -19,8 +19,8 @@ constexpr char kVariable[] = "LAZYLLM_CPU_CAPABILITY";
 // Whether tiles of bfloat16 can be multiplied. Linux gives a process the registers when asked.
 bool has_amx() {
 #if defined(__x86_64__) && defined(__linux__)
-  constexpr int kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
-  constexpr int kTileData = 18;               // XFEATURE_XTILEDATA
+  constexpr int kRequestPermission = 0x1023;        // ARCH_REQ_XCOMP_PERM
+  constexpr int kTileData = 18;                     // XFEATURE_XTILEDATA
   constexpr unsigned kTiles = 1u << 24 | 1u << 22;  // AMX-TILE, AMX-BF16
   unsigned eax, ebx, ecx, edx;
   if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0) return false;

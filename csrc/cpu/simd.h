@@ -235,6 +235,13 @@ LAZYLLM_INLINE VecF load_words_part(const T* from, int64_t count) {
   return load_words(lanes);
 }
 
+// A word in every lane.
+LAZYLLM_INLINE VecF broadcast_word(const float* word) {
+  int32_t bits;
+  std::memcpy(&bits, word, sizeof(bits));
+  return as_float(set1_int(bits));
+}
+
 // a * b + c, lane by lane: of floats, or of the pairs in a and b.
 template <int kElements>
 LAZYLLM_INLINE VecF multiply_words(VecF a, VecF b, VecF c) {

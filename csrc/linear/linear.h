@@ -5,7 +5,8 @@
 //
 // All float of one dtype; sums in float32, rounded once. The last dimension must have stride 1, other
 // strides are honoured. NaN and infinities as in plain arithmetic. Empty input is legal: sums over
-// nothing are 0. Deterministic; a row gives what it gives alone.
+// nothing are 0. Deterministic; a row gives what it gives alone, but where the processor multiplies tiles
+// of bfloat16 (AMX): there it does so from four rows on, and sums in another order than of fewer.
 #pragma once
 
 #include <optional>

@@ -7,6 +7,7 @@
 #include "../cpu/scratch.h"
 #include "../cpu/tasks.h"
 
+#define LAZYLLM_KERNEL_HAS_TILES
 #define LAZYLLM_KERNEL "../linear/linear_kernel.inc"
 #include "../cpu/isa.h"
 
@@ -30,14 +31,14 @@ LinearKernels linear_kernels(ScalarType dtype) {
 void multiply_rows(const LinearParams* parts, int64_t count) {
   const LinearParams& p = parts[0];
   const LinearKernels kernels = linear_kernels(p.dtype);
-  const int64_t step = kernels.width * kernels.per_word;
-  const int64_t padded = (p.in + step - 1) / step * kernels.width;
-  const Scratch rows(p.rows * padded + 1);
-  kernels.pack_rows(p, padded, rows.data());
+  const LinearWay way =
+      std::all_of(parts, parts + count, kernels.fits_tiles) ? kernels.tiles : kernels.vectors;
+  const Scratch packed(way.packed_floats(p));
+  way.pack_rows(p, packed.data());
 
   const int64_t weight_bytes = std::max<int64_t>(1, p.in * (p.dtype == ScalarType::Float ? 4 : 2));
   const int64_t columns =
-      std::max<int64_t>(kLinearTile, kTaskBytes / weight_bytes / kLinearTile * kLinearTile);
+      std::max<int64_t>(way.columns, kTaskBytes / weight_bytes / way.columns * way.columns);
   const auto tasks_of = [&](const LinearParams& part) {
     return (part.out + columns - 1) / columns;
   };
@@ -46,13 +47,13 @@ void multiply_rows(const LinearParams* parts, int64_t count) {
     tasks += tasks_of(parts[i]);
     all_columns += parts[i].out;
   }
-  run_tasks(tasks, p.rows * (columns + kernels.width), all_columns > columns,
+  run_tasks(tasks, way.scratch_floats(p, columns), all_columns > columns,
             [&](int64_t task, float* scratch) {
               const LinearParams* part = parts;
               for (; task >= tasks_of(*part); ++part) task -= tasks_of(*part);
               const int64_t begin = task * columns;
-              kernels.multiply(*part, padded, rows.data(), begin,
-                               std::min(begin + columns, part->out), scratch);
+              way.multiply(*part, packed.data(), begin, std::min(begin + columns, part->out),
+                           scratch);
             });
 }
 

@@ -6,17 +6,24 @@
 
 namespace lazyllm {
 
-constexpr int64_t kLinearTile = 4;  // rows of the weights that are read together
+// One way to multiply: with vectors, or with the tiles of AMX.
+struct LinearWay {
+  int64_t columns;  // that are computed together: rows of the weights that are read together
+
+  // Floats of all rows packed, and of a task's scratch for `columns` columns.
+  int64_t (*packed_floats)(const LinearParams& params);
+  int64_t (*scratch_floats)(const LinearParams& params, int64_t columns);
+  // params.x -> packed.
+  void (*pack_rows)(const LinearParams& params, float* packed);
+  // Columns begin .. end - 1 of the output.
+  void (*multiply)(const LinearParams& params, const float* packed, int64_t begin, int64_t end,
+                   float* scratch);
+};
 
 struct LinearKernels {
-  int64_t width;     // floats of a vector
-  int64_t per_word;  // elements of a word, cpu/simd.h
-
-  // params.x -> rows [rows, padded] of words, zero behind `in`.
-  void (*pack_rows)(const LinearParams& params, int64_t padded, float* rows);
-  // Columns begin .. end - 1 of the output. scratch: [rows, end - begin, and a vector more].
-  void (*multiply)(const LinearParams& params, int64_t padded, const float* rows, int64_t begin,
-                   int64_t end, float* scratch);
+  LinearWay vectors;
+  LinearWay tiles;
+  bool (*fits_tiles)(const LinearParams& params);
 };
 
 // Projections of the same rows: parts[0 .. count - 1], whose x, rows, in and dtype are equal. Their

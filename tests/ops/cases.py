@@ -260,6 +260,8 @@ for size in SIZES:
 case(op, "one_token", rows=1, features=(576, 1536), smoke=True)
 case(op, "three_rows", rows=3, features=(1536, 576), smoke=True)
 case(op, "rows17", rows=17, features=(896, 128))
+case(op, "rows33", rows=33, features=(64, 41), smoke=True)
+case(op, "rows64", rows=64, features=(2400, 96))
 case(op, "rows64_dim80", rows=64, features=(80, 1134))
 case(op, "no_bias", rows=5, features=(151, 129), bias=False, smoke=True)
 case(op, "one_feature", rows=2, features=(1, 1))
