@@ -10,7 +10,7 @@ namespace {
 
 // Second-level cache for the queries and the output of a task's rows, and for a packed block of keys
 // and values, in floats: together half a megabyte, the least that processors with AVX2 have. Those that
-// multiply pairs have a megabyte or more.
+// multiply pairs have a megabyte or more, and take twice as much.
 constexpr int64_t kRowsFloats = 48 * 1024;
 constexpr int64_t kBlockFloats = 24 * 1024;
 constexpr int64_t kMostLanes = 384;
@@ -50,8 +50,9 @@ Call prepare(const LazyAttentionParams& params, const LazyAttentionKernels& kern
   const int64_t per_word = kernels.per_word;
   shape.head_words = round_up(divide_up(head_dim, per_word), kernels.depth_step);
   const int64_t step = std::max<int64_t>(16, kernels.key_step);
+  const int64_t block_words = per_word * kBlockFloats;
   shape.key_block =
-      std::clamp<int64_t>(per_word * kBlockFloats / (2 * shape.padded_dim) / step * step, 32, 192);
+      std::clamp<int64_t>(per_word * block_words / (2 * shape.padded_dim) / step * step, 32, 192);
   shape.key_words = shape.key_block / per_word;
   shape.block_keys = shape.key_block * shape.head_words;
   shape.block_size = round_up(shape.block_keys + shape.key_words * shape.padded_dim + 1, 16);
