@@ -224,6 +224,24 @@ class Maker:
             exact,
         )
 
+    def gate(self, rows: int) -> Case:
+        """The middle of the MLP in a prefill's blocks or in a decoding step."""
+        gate, up = self.randn(rows, INNER), self.randn(rows, INNER)
+
+        def exact() -> tuple[Tensor, Tensor]:
+            wide = gate.double()
+            return torch.nn.functional.silu(wide) * up.double(), self.every(rows)
+
+        return Case(
+            "gated_activation",
+            f"{rows} rows",
+            lambda: OPS.gated_activation(gate, up, "silu"),
+            lambda: torch.nn.functional.silu(gate).mul_(up),
+            3.0 * gate.nbytes,
+            "GB/s",
+            exact,
+        )
+
     def rotate(self, rows: int) -> Case:
         """The queries of a prefill or of a decoding step."""
         x, angle = self.randn(rows, HEADS, DIM), 9 * torch.randn(rows, DIM // 2, device=self.device)
@@ -355,6 +373,8 @@ def cases(dtype: torch.dtype, device: str) -> list[Callable[[], Case]]:
         lambda: make.linear(64),
         lambda: make.rms_norm(1),
         lambda: make.rms_norm(4096),
+        lambda: make.gate(1),
+        lambda: make.gate(1024),
         lambda: make.rotate(1),
         lambda: make.rotate(4096),
     ]
@@ -380,6 +400,7 @@ def small_cases(dtype: torch.dtype, device: str) -> list[Callable[[], Case]]:
         lambda: make.append(256, 256),
         lambda: make.linear(2, 64, 96),
         lambda: make.rms_norm(16),
+        lambda: make.gate(16),
         lambda: make.rotate(16),
         *([lambda: make.layer(64)] if device == "cpu" else []),
     ]

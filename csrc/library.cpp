@@ -8,6 +8,7 @@
 
 #include "attention/lazy_attention.h"
 #include "aux_cache/aux_rows.h"
+#include "gate/gated_activation.h"
 #include "importance/token_importance.h"
 #include "kv_append/kv_append.h"
 #include "layer/decoder_layer.h"
@@ -46,6 +47,8 @@ STABLE_TORCH_LIBRARY(lazyllm, library) {
   library.def("rms_norm(Tensor x, Tensor weight, float eps, float offset) -> Tensor");
   // Rotary position embedding of queries or keys.
   library.def("rotate(Tensor x, Tensor cos, Tensor sin, bool interleaved) -> Tensor");
+  // The middle of a gated MLP.
+  library.def("gated_activation(Tensor gate, Tensor up, str activation) -> Tensor");
   // A whole decoder layer for few rows; CPU only.
   library.def(
       "decoder_layer_(Tensor hidden, Tensor(a!) key_store, Tensor(b!) value_store, Tensor slots, "
@@ -65,6 +68,7 @@ STABLE_TORCH_LIBRARY_IMPL(lazyllm, CPU, library) {
   library.impl("linear", TORCH_BOX(&lazyllm::linear_cpu));
   library.impl("rms_norm", TORCH_BOX(&lazyllm::rms_norm_cpu));
   library.impl("rotate", TORCH_BOX(&lazyllm::rotate_cpu));
+  library.impl("gated_activation", TORCH_BOX(&lazyllm::gated_activation_cpu));
   library.impl("decoder_layer_", TORCH_BOX(&lazyllm::decoder_layer_cpu));
 }
 
@@ -79,5 +83,6 @@ STABLE_TORCH_LIBRARY_IMPL(lazyllm, CUDA, library) {
   library.impl("linear", TORCH_BOX(&lazyllm::linear_cuda));
   library.impl("rms_norm", TORCH_BOX(&lazyllm::rms_norm_cuda));
   library.impl("rotate", TORCH_BOX(&lazyllm::rotate_cuda));
+  library.impl("gated_activation", TORCH_BOX(&lazyllm::gated_activation_cuda));
 }
 #endif

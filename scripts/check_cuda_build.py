@@ -24,8 +24,8 @@ from torch.utils import cpp_extension
 ROOT = Path(__file__).resolve().parents[1]
 ARCHITECTURES = ("80", "90")
 OPERATORS = (
-    "aux_gather", "aux_scatter_", "kv_append_", "lazy_attention", "linear", "rms_norm",
-    "rotate", "select_tokens", "token_importance",
+    "aux_gather", "aux_scatter_", "gated_activation", "kv_append_", "lazy_attention", "linear",
+    "rms_norm", "rotate", "select_tokens", "token_importance",
 )  # fmt: skip
 CPU_ONLY = ("decoder_layer_",)  # made of the others, which a captured graph joins on a GPU
 
@@ -36,6 +36,7 @@ REQUIRED = {
     "aux_scatter_kernel<uint4>": (r"ld\.global\.nc\.v4", r"st\.global\.v4"),
     "kv_append_kernel<uint4>": (r"ld\.global\.nc\.v4", r"st\.global\.v4"),
     "linear_kernel<__nv_bfloat16, 8>": (r"ld\.global\S*v4",),
+    "gated_activation_kernel<__nv_bfloat16, 8>": (r"ld\.global\S*v4", r"st\.global\.v4"),
     "rms_norm_kernel<__nv_bfloat16, 8>": (r"ld\.global\S*v4", r"st\.global\.v4"),
     "rotate_kernel<__nv_bfloat16, 8>": (r"ld\.global\S*v4", r"st\.global\.v4"),
     "token_importance_logits_kernel": (ASYNC_16, r"ld\.shared\.v4"),

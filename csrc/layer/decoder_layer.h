@@ -31,10 +31,9 @@
 #include <vector>
 
 #include "../common/checks.h"
+#include "../gate/gated_activation.h"
 
 namespace lazyllm {
-
-enum class Activation { silu, gelu_tanh };
 
 // What the arguments have in common.
 struct DecoderLayerShape {

@@ -98,11 +98,15 @@ class Layer {
   }
 
   void gate(Rows up, void* gate) const {
-    visit_float(shape_.dtype, [&](auto type) {
-      using T = typename decltype(type)::type;
-      LAZYLLM_CALL_KERNEL(open_gate(shape_.activation, static_cast<const T*>(up.data),
-                                    shape_.rows * up.width, static_cast<T*>(gate)));
-    });
+    gate_rows_cpu({.gate = gate,
+                   .up = up.data,
+                   .output = gate,
+                   .rows = shape_.rows,
+                   .inner = up.width,
+                   .gate_stride = up.width,
+                   .up_stride = up.width,
+                   .activation = shape_.activation,
+                   .dtype = shape_.dtype});
   }
 
  private:
@@ -203,9 +207,7 @@ Tensor decoder_layer_cpu(const Tensor& hidden, Tensor key_store, Tensor value_st
   if (head_dim == 0 || q.size(0) % head_dim != 0) {
     check.refuse("q", "whole heads of " + std::to_string(head_dim), std::to_string(q.size(0)));
   }
-  if (activation != "silu" && activation != "gelu_tanh") {
-    check.refuse("activation", "silu or gelu_tanh", activation);
-  }
+  const Activation opens = check_activation(check, activation);
   check.floats("gate", gate, 2, dtype);
   const DecoderLayerShape shape = {
       .rows = hidden.size(0),
@@ -214,7 +216,7 @@ Tensor decoder_layer_cpu(const Tensor& hidden, Tensor key_store, Tensor value_st
       .num_kv_heads = num_kv_heads,
       .head_dim = head_dim,
       .inner = gate.size(0),
-      .activation = activation == "silu" ? Activation::silu : Activation::gelu_tanh,
+      .activation = opens,
       .dtype = dtype,
   };
   const int64_t query_width = q.size(0), key_width = num_kv_heads * head_dim;

@@ -182,7 +182,7 @@ class GatedMLP(nn.Module):
     Args:
         gate, up, down: the projections, see `Projection`.
         activation: of the gate.
-        operator_activation: what `lazyllm::decoder_layer_` calls it; empty where it has none.
+        operator_activation: what the operators call it; empty where they have none.
     """
 
     def __init__(
@@ -224,8 +224,21 @@ class GatedMLP(nn.Module):
         return out
 
     def _block(self, x: Tensor) -> Tensor:
-        rows: Tensor = self.down(self.activation(self.gate(x)).mul_(self.up(x)))
+        rows: Tensor = self.down(self._open(self.gate(x), self.up(x)))
         return rows
+
+    def _open(self, gate: Tensor, up: Tensor) -> Tensor:
+        """activation(gate) · up; gate may be overwritten."""
+        in_one_pass = self.operator_activation != "" and gate.is_cpu and gate.dtype == up.dtype
+        in_one_pass = in_one_pass and gate.dtype != torch.float64
+        in_one_pass = in_one_pass and gate.stride(-1) == 1 and up.stride(-1) == 1
+        if in_one_pass and not torch.jit.is_scripting():
+            in_one_pass = not torch.compiler.is_exporting()  # a compiler makes one pass of it
+        if in_one_pass:
+            opened: Tensor = torch.ops.lazyllm.gated_activation(gate, up, self.operator_activation)
+            return opened
+        product: Tensor = self.activation(gate).mul_(up)
+        return product
 
 
 class Rotary(nn.Module):

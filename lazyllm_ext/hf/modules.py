@@ -80,7 +80,7 @@ class ScaledEmbedding(nn.Module):
 
 
 def operator_activation(own: nn.Module) -> str:
-    """What `lazyllm::decoder_layer_` calls a model's own activation; empty where it has none."""
+    """What the operators call a model's own activation; empty where it has none."""
     for name, in_operator in (("silu", "silu"), ("gelu_pytorch_tanh", "gelu_tanh")):
         if type(own) is type(ACT2FN[name]):
             return in_operator

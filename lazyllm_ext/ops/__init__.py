@@ -35,7 +35,7 @@ from torch import Tensor
 from . import checks, loading, reference
 from .checks import FLOATS, INDEX
 from .layer import decoder_layer_
-from .rows import linear, rms_norm, rotate
+from .rows import gated_activation, linear, rms_norm, rotate
 
 loading.load()
 
@@ -43,6 +43,7 @@ __all__ = [
     "aux_gather",
     "aux_scatter_",
     "decoder_layer_",
+    "gated_activation",
     "kv_append_",
     "lazy_attention",
     "linear",

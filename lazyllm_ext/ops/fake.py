@@ -91,6 +91,11 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     return x.new_empty(x.shape)
 
 
+def gated_activation(gate: Tensor, up: Tensor, activation: str) -> Tensor:
+    """[R, I] of the dtype of `gate`, contiguous whatever its strides are."""
+    return gate.new_empty(gate.shape)
+
+
 def decoder_layer_(
     hidden: Tensor, key_store: Tensor, value_store: Tensor, *arguments: object
 ) -> Tensor:
@@ -109,6 +114,7 @@ def register() -> None:
         lazy_attention,
         linear,
         rms_norm,
+        gated_activation,
         rotate,
         decoder_layer_,
     ):

@@ -22,6 +22,7 @@ __all__ = [
     "aux_gather",
     "aux_scatter_",
     "decoder_layer_",
+    "gated_activation",
     "kv_append_",
     "lazy_attention",
     "linear",
@@ -223,6 +224,20 @@ def rotate(
     return torch.cat([rotated.to(x.dtype), rest], dim=-1)
 
 
+def gated_activation(
+    gate: Tensor,  # [R, I]
+    up: Tensor,  # [R, I]
+    activation: str,
+) -> Tensor:
+    """activation(gate) * up: [R, I]."""
+    opened = gate.to(_math_dtype(gate))
+    if activation == "silu":
+        opened = torch.nn.functional.silu(opened)
+    else:
+        opened = torch.nn.functional.gelu(opened, approximate="tanh")
+    return (opened * up.to(opened.dtype)).to(gate.dtype)
+
+
 def decoder_layer_(
     hidden: Tensor,  # [R, C]
     key_store: Tensor,  # [slots, Hkv, D]
@@ -268,12 +283,7 @@ def decoder_layer_(
     )  # fmt: skip
     hidden = hidden + norm(linear(attended.flatten(1), o, o_bias), attention_out_norm)
     x = norm(hidden, mlp_norm)
-    opened = linear(x, gate, None).to(_math_dtype(x))
-    if activation == "silu":
-        opened = torch.nn.functional.silu(opened)
-    else:
-        opened = torch.nn.functional.gelu(opened, approximate="tanh")
-    inner = opened.to(x.dtype) * linear(x, up, None)
+    inner = gated_activation(linear(x, gate, None), linear(x, up, None), activation)
     output = hidden + norm(linear(inner, down, None), mlp_out_norm)
     return torch.where(query_index[:, None] >= 0, output, before)
 

@@ -6,7 +6,25 @@ from torch import Tensor
 
 from . import checks
 
-__all__ = ["linear", "rms_norm", "rotate"]
+__all__ = ["gated_activation", "linear", "rms_norm", "rotate"]
+
+
+def gated_activation(gate: Tensor, up: Tensor, activation: str = "silu") -> Tensor:
+    """The middle of a gated MLP (SwiGLU, GeGLU; arXiv 2002.05202), ``activation(gate) * up`` in one pass.
+
+    Args:
+        gate, up: [R, I] float of one dtype, the two projections.
+        activation: "silu", or "gelu_tanh" for GELU by its tanh approximation.
+
+    Returns:
+        [R, I] of the dtype of `gate`, contiguous; computed in float32 and rounded once.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong.
+    """
+    checks.floats("gated_activation", gate=gate, up=up)
+    result: Tensor = checks.call("gated_activation", gate, up, activation)
+    return result
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -107,7 +107,7 @@ def test_operators(driver: Any, tmp_path: Path):
     rows = json.loads((tmp_path / "operators.json").read_text())["operators"]
     assert {row["operator"] for row in rows} == {
         "lazy_attention", "token_importance", "select_tokens", "aux_gather", "aux_scatter_",
-        "kv_append_", "linear", "rms_norm", "rotate", "decoder_layer_",
+        "kv_append_", "linear", "rms_norm", "gated_activation", "rotate", "decoder_layer_",
     }  # fmt: skip
     assert {row["dtype"] for row in rows} == {"float32", "bfloat16"}
     assert all(row["ms"] > 0 and row["of_ceiling"] > 0 for row in rows)

@@ -17,8 +17,8 @@ from lazyllm_ext.schedule import PruningSchedule
 from .conftest import Ran
 
 OPERATORS = {
-    "aux_gather", "aux_scatter_", "decoder_layer_", "kv_append_", "lazy_attention", "linear",
-    "rms_norm", "rotate", "select_tokens", "token_importance",
+    "aux_gather", "aux_scatter_", "decoder_layer_", "gated_activation", "kv_append_",
+    "lazy_attention", "linear", "rms_norm", "rotate", "select_tokens", "token_importance",
 }  # fmt: skip
 
 

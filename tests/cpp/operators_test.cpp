@@ -106,6 +106,15 @@ void test_attention() {
   expect(importance.allclose(at::tensor({0.5f, 0.5f, 0.f})), "token_importance: equal shares");
 }
 
+void test_gated_activation() {
+  const auto gated = op<Tensor(const Tensor&, const Tensor&, c10::string_view)>("gated_activation");
+  const Tensor gate = at::tensor({-1.f, 2.f}).view({1, 2}),
+               up = at::tensor({3.f, 4.f}).view({1, 2});
+  expect(gated.call(gate, up, "silu").allclose(at::silu(gate) * up), "gated_activation: silu");
+  expect_error([&] { gated.call(gate, up, "relu"); },
+               "lazyllm::gated_activation: activation: expected");
+}
+
 void test_rms_norm() {
   const auto rms_norm = op<Tensor(const Tensor&, const Tensor&, double, double)>("rms_norm");
   const Tensor x = at::tensor({3.f, 4.f}).view({1, 2}), weight = at::tensor({1.f, 2.f});
@@ -138,6 +147,7 @@ int main(int argc, char** argv) {
   at::NoGradGuard no_grad;
   test_select_tokens();
   test_attention();
+  test_gated_activation();
   test_rms_norm();
   test_rotate();
   return failures == 0 ? 0 : 1;

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lazyllm_ext.decoder.modules import FEW_ROWS, Projection, RMSNorm
+from lazyllm_ext.decoder.modules import FEW_ROWS, GatedMLP, Projection, RMSNorm
 
 ROWS = (1, 3, FEW_ROWS, FEW_ROWS + 1)
 
@@ -120,6 +120,24 @@ class TestRMSNorm:
         with torch.no_grad(), torch.profiler.profile() as profile:
             norm(x)
         assert "lazyllm::rms_norm" in {event.name for event in profile.events()}
+
+
+class TestGatedMLP:
+    @pytest.mark.parametrize("named", [True, False])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+    @torch.no_grad()
+    def test_is_its_parts(self, dtype: torch.dtype, named: bool) -> None:
+        """In the operator, where it takes the dtype and has the activation, and in two steps."""
+        gate, up, down = (nn.Linear(16, 24), nn.Linear(16, 24), nn.Linear(24, 16))
+        mlp = GatedMLP(gate, up, down, nn.SiLU(), "silu" if named else "").to(dtype)
+        x = torch.randn(1100, 16).to(dtype)  # two blocks
+        with torch.profiler.profile() as profile:
+            got = mlp(x)
+        wide = GatedMLP(gate, up, down, nn.SiLU()).double()
+        error = (got.double() - wide(x.double())).abs().max()
+        assert error <= 8 * torch.finfo(dtype).eps
+        used = "lazyllm::gated_activation" in {event.name for event in profile.events()}
+        assert used == (named and dtype != torch.float64)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")

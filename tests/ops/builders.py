@@ -244,6 +244,22 @@ def rotate_arguments(
     }
 
 
+def gated_activation_arguments(
+    generator: Generator,
+    dtype: torch.dtype,
+    *,
+    rows: int,
+    dim: int,
+    activation: str = "silu",
+    layout: str = "plain",
+) -> Arguments:
+    return {
+        "gate": floats(generator, (rows, dim), dtype, layout).mul_(4),
+        "up": floats(generator, (rows, dim), dtype, layout),
+        "activation": activation,
+    }
+
+
 def rms_norm_arguments(
     generator: Generator,
     dtype: torch.dtype,
@@ -270,6 +286,7 @@ BUILDERS: dict[str, Callable[..., Arguments]] = {
     "kv_append_": append_arguments,
     "lazy_attention": attention_arguments,
     "linear": linear_arguments,
+    "gated_activation": gated_activation_arguments,
     "rms_norm": rms_norm_arguments,
     "rotate": rotate_arguments,
 }

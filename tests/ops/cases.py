@@ -291,6 +291,26 @@ case(op, "nan", rows=5, dim=80, edit=put("x", (1, 25), NAN), smoke=True)
 case(op, "inf", rows=5, dim=80, edit=put("x", (1, 25), INF))
 case(op, "nan_in_the_weight", rows=5, dim=80, edit=put("weight", (25,), NAN))
 
+# --- gated_activation ---------------------------------------------------------------------------
+# rows: R; dim: I
+
+op = "gated_activation"
+for dim in (1, 3, 4, 7, 8, 9, 15, 16, 17, 31, 33, 64, 100, 1536):
+    case(op, f"dim{dim}", rows=5, dim=dim, activation=("silu", "gelu_tanh")[dim % 2])
+case(op, "one_token", rows=1, dim=1536, smoke=True)
+case(op, "gelu", rows=17, dim=640, activation="gelu_tanh", smoke=True)
+case(op, "prefill", rows=513, dim=1536)
+case(op, "odd", rows=7, dim=43, smoke=True)
+case(op, "no_rows", rows=0, dim=64)
+case(op, "no_dim", rows=3, dim=0)
+case(op, "strided", rows=17, dim=96, layout="strided", smoke=True)
+case(op, "misaligned", rows=17, dim=96, layout="misaligned")
+case(op, "nan", rows=5, dim=80, edit=put("gate", (1, 25), NAN), smoke=True)
+case(op, "inf", rows=5, dim=80, edit=put("gate", (1, 25), INF))
+case(op, "minus_inf", rows=5, dim=80, edit=put("gate", (1, 25), -INF))
+case(op, "far_below", rows=5, dim=80, edit=put("gate", slice(None), -200.0))
+case(op, "inf_above", rows=5, dim=80, activation="gelu_tanh", edit=put("up", (1, 25), INF))
+
 # --- rotate -------------------------------------------------------------------------------------
 # rows: R; heads: H; dim: D; half: pairs that are rotated
 

@@ -24,7 +24,14 @@ from .builders import Arguments
 HALF_ULP = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 LOGIT_ROUNDING = 16 * torch.finfo(torch.float32).eps
 
-COMPUTED = ("token_importance", "lazy_attention", "linear", "rms_norm", "rotate")
+COMPUTED = (
+    "token_importance",
+    "lazy_attention",
+    "linear",
+    "rms_norm",
+    "gated_activation",
+    "rotate",
+)
 
 
 def has_cuda_kernels() -> bool:
@@ -161,6 +168,9 @@ def plain_computation(name: str, arguments: Arguments) -> Tensor:
     if name == "linear":
         with one_thread():
             return torch.nn.functional.linear(*arguments.values())
+    if name == "gated_activation":
+        with one_thread():
+            return plain_gate(**arguments)
     if name == "rms_norm":
         with one_thread():
             return plain_norm(**arguments)
@@ -206,6 +216,13 @@ def plain_attention(
         weights = weights.masked_fill(~visible.any(dim=-1, keepdim=True), 0.0)
         output[rows] = (weights @ values).transpose(0, 1)
     return output
+
+
+def plain_gate(gate: Tensor, up: Tensor, activation: str) -> Tensor:
+    """Two steps, each rounded."""
+    if activation == "silu":
+        return torch.nn.functional.silu(gate) * up
+    return torch.nn.functional.gelu(gate, approximate="tanh") * up
 
 
 def plain_norm(x: Tensor, weight: Tensor, eps: float, offset: float) -> Tensor:

@@ -25,6 +25,7 @@ BASES: dict[str, dict[str, Any]] = {
     "kv_append_": {"stored": 9, "tokens": 5, "kv_heads": 2, "dim": 8},
     "lazy_attention": {"rows": [3, 2], "keys": [9, 12], "heads": (4, 2), "dim": 8},
     "linear": {"rows": 5, "features": (8, 6)},
+    "gated_activation": {"rows": 5, "dim": 8},
     "rms_norm": {"rows": 5, "dim": 8},
     "rotate": {"rows": 5, "heads": 2, "dim": 8, "half": 3},
 }
@@ -181,6 +182,13 @@ WRONG: dict[str, list[Row]] = {
         ("bias", "features", shorter),
         ("bias", "dtype of x", to(torch.bfloat16)),
     ],
+    "gated_activation": [
+        ("gate", "stride", every_second),
+        ("up", "width", lambda up: up[:, :-1]),
+        ("up", "rows", lambda up: up[:-1]),
+        ("up", "dtype of gate", to(torch.bfloat16)),
+        ("activation", "unknown", lambda activation: "relu"),
+    ],
     "rms_norm": [
         ("x", "stride", every_second),
         ("weight", "width", shorter),
@@ -231,6 +239,7 @@ WRONG_VALUES: dict[str, list[Row]] = {
         ("slots", "below -1", entry(1, -2)),
     ],
     "linear": [],
+    "gated_activation": [],
     "rms_norm": [],
     "rotate": [],
 }

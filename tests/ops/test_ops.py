@@ -48,7 +48,12 @@ def test_two_runs_are_equal(case: Case, dtype: torch.dtype, device: str) -> None
 
 
 # Operators whose rows have nothing to do with each other, and which arguments have a row for each.
-BY_ROWS = {"linear": ("x",), "rms_norm": ("x",), "rotate": ("x", "cos", "sin")}
+BY_ROWS = {
+    "linear": ("x",),
+    "rms_norm": ("x",),
+    "gated_activation": ("gate", "up"),
+    "rotate": ("x", "cos", "sin"),
+}
 
 
 def _sequences(case: Case) -> int:

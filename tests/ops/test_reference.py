@@ -91,6 +91,16 @@ def test_rotation_is_a_complex_product() -> None:
         torch.testing.assert_close(got, expected)
 
 
+def test_gate_is_what_it_says() -> None:
+    gate = torch.randn((7, 20), generator=_generator(), dtype=torch.float64)
+    up = torch.randn((7, 20), generator=_generator(), dtype=torch.float64)
+    silu = gate / (1 + (-gate).exp()) * up
+    torch.testing.assert_close(reference.gated_activation(gate, up, "silu"), silu)
+    inner = (2 / torch.pi) ** 0.5 * (gate + 0.044715 * gate**3)
+    gelu = gate / 2 * (1 + inner.tanh()) * up
+    torch.testing.assert_close(reference.gated_activation(gate, up, "gelu_tanh"), gelu)
+
+
 @pytest.mark.parametrize("offset", [0.0, 1.0])
 def test_norm_is_that_of_pytorch(offset: float) -> None:
     x = torch.randn((7, 20), generator=_generator(), dtype=torch.float64)

@@ -88,14 +88,24 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float) -> Tensor:
     return torch.ops.lazyllm.rms_norm(x, weight, eps, offset)
 
 
+def gated_activation(gate: Tensor, up: Tensor, activation: str) -> Tensor:
+    return torch.ops.lazyllm.gated_activation(gate, up, activation)
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     return torch.ops.lazyllm.rotate(x, cos, sin, interleaved)
 
 
-TRACED = ("unused", "no_bias", "offset", "interleaved")  # a case of each operator, by its name
+TRACED = (
+    "unused",
+    "no_bias",
+    "offset",
+    "gelu",
+    "interleaved",
+)  # a case of each operator, by its name
 FUNCTIONS = [
     token_importance, select_tokens, aux_gather, aux_scatter_, kv_append_, lazy_attention, linear,
-    rms_norm, rotate,
+    rms_norm, gated_activation, rotate,
 ]  # fmt: skip
 
 

@@ -111,6 +111,13 @@ def test_a_flag_is_a_bool() -> None:
         ops.select_tokens(IMPORTANCE, LENGTHS, targets=TARGETS, cover_protected=1)
 
 
+def test_gate_defaults() -> None:
+    arguments = _arguments("gated_activation", rows=3, dim=8)
+    expected = comparison.run("gated_activation", arguments)
+    got = ops.gated_activation(arguments["gate"], arguments["up"])
+    comparison.assert_same_bits([got], expected)
+
+
 def test_norm_defaults() -> None:
     arguments = _arguments("rms_norm", rows=3, dim=8)
     expected = comparison.run("rms_norm", {**arguments, "eps": 1e-6})
