@@ -10,7 +10,7 @@ __all__ = ["gated_activation", "linear", "rms_norm", "rotate"]
 
 
 def gated_activation(gate: Tensor, up: Tensor, activation: str = "silu") -> Tensor:
-    """The middle of a gated MLP (SwiGLU, GeGLU; arXiv 2002.05202), ``activation(gate) * up`` in one pass.
+    """The middle of a gated MLP (arXiv 2002.05202), ``activation(gate) * up`` in one pass.
 
     Args:
         gate, up: [R, I] float of one dtype, the two projections.
