@@ -166,7 +166,7 @@ class LazyLayer(nn.Module):
         norms: List[Any] = [self.input_norm, self.mlp_norm]
         norms += [children[name] for name in self.more_norms]
         return (
-            all(type(norm) is RMSNorm for norm in norms)
+            all(isinstance(norm, RMSNorm) for norm in norms)
             and len({(norm.eps, norm.offset) for norm in norms}) == 1
             and type(self.q_norm) is type(self.k_norm)
             and not (self.norms_all or self.norms_rotated or self.parallel)
@@ -271,7 +271,7 @@ class LazyLayer(nn.Module):
                 return [], []
             linears.append(each._modules["linear"])
         norms: List[Any] = [own[name] for name in ("input_norm", "mlp_norm", *self.more_norms)]
-        if not all(type(norm) is RMSNorm and is_untouched(norm) for norm in norms):
+        if not all(isinstance(norm, RMSNorm) and norm.untouched() for norm in norms):
             return [], []
         if not all(map(is_plain, linears)):
             return [], []

@@ -21,6 +21,11 @@ class RMSNorm(nn.Module):
         self.eps = eps
         self.offset = offset
 
+    @torch.jit.unused
+    def untouched(self) -> bool:
+        """Whether calling it computes what its class says, and nothing else."""
+        return is_untouched(self)
+
     def forward(self, x: Tensor) -> Tensor:
         """[…, dim] -> […, dim]."""
         # PyTorch computes it in several kernels on the CPU, of which a compiler makes one.

@@ -15,7 +15,7 @@ from lazyllm_ext.schedule import PruningSchedule
 
 from .checks import check_model
 from .families import Family
-from .modules import CalledMLP, OwnMLP, ScaledEmbedding, activation, operator_activation
+from .modules import CalledMLP, OwnMLP, OwnNorm, ScaledEmbedding, activation, operator_activation
 from .parts import head_dim, language_of, parts_of
 from .ranks import count_ranks, ranks_of, refuse_ranks
 
@@ -168,7 +168,11 @@ def _named_norm(owner: Any, name: str, family: Family, export: bool) -> nn.Modul
 
 def _norm(norm: Any, family: Family, export: bool) -> nn.Module:
     if family.norm_eps:
-        return RMSNorm(norm.weight, getattr(norm, family.norm_eps), family.norm_offset)
+        eps = getattr(norm, family.norm_eps)
+        if not export:
+            return OwnNorm(norm, eps, family.norm_offset)
+        _check_untouched(norm, "norm")
+        return RMSNorm(norm.weight, eps, family.norm_offset)
     if export:
         _own(norm, nn.LayerNorm, "norm")
     called: nn.Module = norm

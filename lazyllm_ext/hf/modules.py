@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from lazyllm_ext.decoder.modules import GatedMLP, is_untouched
+from lazyllm_ext.decoder.modules import GatedMLP, RMSNorm, is_untouched
 
 # The configuration's name of an activation -> a scriptable module that computes the same.
 _ACTIVATIONS = {
@@ -27,6 +27,24 @@ class OwnForward:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.method(*args, **kwargs)
+
+
+class OwnNorm(RMSNorm):
+    """A model's own RMSNorm by its weight; as it is called where it has hooks."""
+
+    def __init__(self, norm: Any, eps: float, offset: float):
+        super().__init__(norm.weight, eps, offset)
+        self.norm: nn.Module = norm
+
+    def untouched(self) -> bool:
+        """Whether the weight may stand for the whole."""
+        return super().untouched() and is_untouched(self._modules["norm"])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[…, dim] -> […, dim]."""
+        norm: Any = self._modules["norm"]
+        normed: Tensor = super().forward(x) if is_untouched(norm) else norm(x)
+        return normed
 
 
 class OwnMLP(GatedMLP):

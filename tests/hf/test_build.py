@@ -73,7 +73,7 @@ def test_an_own_class_is_called(path: str, ids: Tensor) -> None:
     assert_same_generation(generate(model, input_ids=ids), expected, tolerance=1e-4)
 
 
-@pytest.mark.parametrize("path", ["self_attn.q_proj", "mlp.down_proj", "mlp"])
+@pytest.mark.parametrize("path", ["self_attn.q_proj", "mlp.down_proj", "mlp", "input_layernorm"])
 def test_a_hook_that_comes_later_runs(path: str, ids: Tensor) -> None:
     model = tiny_model("llama")
     lazyllm_ext.apply(model, "dense")
@@ -112,6 +112,8 @@ def test_a_token_takes_one_call_for_each_plain_layer(family: str, ids: Tensor) -
     assert _calls_of_layers(model, ids) == layers - 1
     model.model.layers[1].mlp.register_forward_pre_hook(lambda *_: None)
     assert _calls_of_layers(model, ids) == layers - 2
+    model.model.layers[2].post_attention_layernorm.register_forward_hook(lambda *_: None)
+    assert _calls_of_layers(model, ids) == layers - 3
 
 
 @pytest.mark.parametrize("path", ["self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj"])
