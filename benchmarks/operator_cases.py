@@ -225,22 +225,17 @@ class Maker:
         )
 
     def gate(self, rows: int) -> Case:
-        """The middle of the MLP in a prefill's blocks or in a decoding step."""
+        """The middle of the MLP in a prefill's blocks or a step."""
         gate, up = self.randn(rows, INNER), self.randn(rows, INNER)
 
-        def exact() -> tuple[Tensor, Tensor]:
-            wide = gate.double()
-            return torch.nn.functional.silu(wide) * up.double(), self.every(rows)
+        def gated(gate: Tensor, up: Tensor) -> Tensor:
+            return torch.nn.functional.silu(gate).mul_(up)
 
         return Case(
-            "gated_activation",
-            f"{rows} rows",
-            lambda: OPS.gated_activation(gate, up, "silu"),
-            lambda: torch.nn.functional.silu(gate).mul_(up),
-            3.0 * gate.nbytes,
-            "GB/s",
-            exact,
-        )
+            "gated_activation", f"{rows} rows", lambda: OPS.gated_activation(gate, up, "silu"),
+            lambda: gated(gate, up), 3.0 * gate.nbytes, "GB/s",
+            lambda: (gated(gate.double(), up.double()), self.every(rows)),
+        )  # fmt: skip
 
     def rotate(self, rows: int) -> Case:
         """The queries of a prefill or of a decoding step."""
@@ -368,13 +363,10 @@ def cases(dtype: torch.dtype, device: str) -> list[Callable[[], Case]]:
         lambda: make.scatter(78643, 131072),
         lambda: make.append(4096, 4352),
         lambda: make.append(131072, 131072),
-        lambda: make.linear(1),
-        lambda: make.linear(4),
-        lambda: make.linear(64),
+        *(lambda rows=rows: make.linear(rows) for rows in (1, 4, 64)),
         lambda: make.rms_norm(1),
         lambda: make.rms_norm(4096),
-        lambda: make.gate(1),
-        lambda: make.gate(1024),
+        *(lambda rows=rows: make.gate(rows) for rows in (1, 1024)),
         lambda: make.rotate(1),
         lambda: make.rotate(4096),
     ]

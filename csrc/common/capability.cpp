@@ -1,5 +1,6 @@
 #include "capability.h"
 
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <stdexcept>
@@ -16,28 +17,45 @@ namespace {
 
 constexpr char kVariable[] = "LAZYLLM_CPU_CAPABILITY";
 
-// Whether tiles of bfloat16 can be multiplied. Linux gives a process the registers when asked.
-bool has_amx() {
 #if defined(__x86_64__) && defined(__linux__)
-  constexpr int kRequestPermission = 0x1023;        // ARCH_REQ_XCOMP_PERM
-  constexpr int kTileData = 18;                     // XFEATURE_XTILEDATA
+constexpr int kTileData = 18;  // XFEATURE_XTILEDATA
+
+// Whether tiles of bfloat16 can be multiplied, and Linux would give a process the registers.
+bool has_amx() {
+  constexpr int kSupported = 0x1021;                // ARCH_GET_XCOMP_SUPP
   constexpr unsigned kTiles = 1u << 24 | 1u << 22;  // AMX-TILE, AMX-BF16
   unsigned eax, ebx, ecx, edx;
   if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0) return false;
-  return (edx & kTiles) == kTiles && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
-#else
-  return false;
-#endif
+  uint64_t features = 0;
+  return (edx & kTiles) == kTiles && syscall(SYS_arch_prctl, kSupported, &features) == 0 &&
+         (features >> kTileData & 1) != 0;
 }
+
+// Asks for the registers, for the whole process and for good; one with small signal stacks gets none.
+bool get_tiles() {
+  constexpr int kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+#else
+bool has_amx() { return false; }
+bool get_tiles() { return false; }
+#endif
 
 CpuCapability choose() {
   const CpuCapability supported = supported_cpu_capability();
   const char* wanted = std::getenv(kVariable);
-  if (wanted == nullptr || *wanted == '\0') return supported;
+  if (wanted == nullptr || *wanted == '\0') {
+    return supported == CpuCapability::amx && !get_tiles() ? CpuCapability::avx512_bf16 : supported;
+  }
   for (CpuCapability capability :
        {CpuCapability::scalar, CpuCapability::avx2, CpuCapability::avx512,
         CpuCapability::avx512_bf16, CpuCapability::amx}) {
     if (std::strcmp(wanted, name_of(capability)) != 0) continue;
+    if (capability == CpuCapability::amx && capability <= supported && !get_tiles()) {
+      throw std::runtime_error(std::string("lazyllm: ") + kVariable +
+                               ": expected at most avx512_bf16, since the system refuses this "
+                               "process the registers of amx, got amx");
+    }
     if (capability <= supported) return capability;
     throw std::runtime_error(std::string("lazyllm: ") + kVariable + ": expected at most " +
                              name_of(supported) + ", which this processor has, got " + wanted);

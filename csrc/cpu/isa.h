@@ -8,9 +8,10 @@
 // The kernel file, and simd.h before it, is included in the namespaces lazyllm::scalar, lazyllm::avx2,
 // lazyllm::avx512 and lazyllm::avx512_bf16 (x86-64 only; the last has all of avx512, and products of
 // bfloat16 pairs), and in lazyllm::amx, which has all of that and tiles, if LAZYLLM_KERNEL_HAS_TILES is
-// defined before; a kernel without them runs that of avx512_bf16. It includes nothing itself: a header read under a target pragma
-// would leave its inline functions compiled for that target to the whole program. For the same reason
-// no function with external linkage outside of these namespaces may be defined in it.
+// defined before; a kernel without them runs that of avx512_bf16. It includes no header: one that is
+// read under a target pragma would leave its inline functions compiled for that target to the whole
+// program. For the same reason no function with external linkage outside of these namespaces may be
+// defined in it.
 //
 // No include guard: a .cpp has one kernel, and includes this once.
 

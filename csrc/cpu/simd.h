@@ -330,9 +330,10 @@ LAZYLLM_INLINE VecF exp2_nonpositive(VecF x) {
   return p * as_float(as_int(shifted) << 23);
 }
 
-// The same for weights that are rounded to bfloat16 next, within a relative error of 9e-5, a twentieth of
-// that rounding. x = floor(x) + r; the polynomial is the minimax one of degree 3 with p(0) = 1.
-LAZYLLM_INLINE VecF exp2_for_pairs(VecF x) {
+// 2^x for weights that are rounded to bfloat16 next, within a relative error of 9e-5, a twentieth of that
+// rounding; 0 for -inf, NaN for NaN. With AVX-512 of any x, otherwise of x <= 0. x = floor(x) + r; the
+// polynomial is the minimax one of degree 3 with p(0) = 1.
+LAZYLLM_INLINE VecF exp2_for_bfloat16(VecF x) {
 #if LAZYLLM_ISA_AVX512
   constexpr int kDown = 0x09;  // r = x - floor(x), and no exceptions
   const VecF r = (VecF)_mm512_reduce_ps((__m512)x, kDown);
@@ -346,10 +347,10 @@ LAZYLLM_INLINE VecF exp2_for_pairs(VecF x) {
 #endif
 }
 
-// exp(x) for a half precision, within a relative error of 9e-5; inf above 88.7, NaN for NaN.
-LAZYLLM_INLINE VecF exp_for_half(VecF x) {
+// exp(x) for what is rounded to bfloat16 next, within a relative error of 9e-5; inf above 88.7.
+LAZYLLM_INLINE VecF exp_for_bfloat16(VecF x) {
 #if LAZYLLM_ISA_AVX512
-  return exp2_for_pairs(x * 1.44269504088896341f);
+  return exp2_for_bfloat16(x * 1.44269504088896341f);
 #else
   return exp(x);
 #endif

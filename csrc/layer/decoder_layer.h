@@ -23,7 +23,7 @@
 // All float of one dtype; every part rounds where the operator of its own would, sums are taken in
 // float32. The last dimensions must have stride 1, other strides are honoured. NaN as in the parts.
 // Empty input is legal. The stores must not overlap with anything else. Deterministic; a sequence
-// gives in a batch what it gives alone.
+// gives in a batch what it gives alone, as far as the rows of linear do.
 #pragma once
 
 #include <optional>

@@ -38,7 +38,7 @@ class OwnNorm(RMSNorm):
 
     def untouched(self) -> bool:
         """Whether the weight may stand for the whole."""
-        return super().untouched() and is_untouched(self._modules["norm"])
+        return is_untouched(self) and is_untouched(self._modules["norm"])
 
     def forward(self, x: Tensor) -> Tensor:
         """[…, dim] -> […, dim]."""

@@ -74,6 +74,12 @@ def boolean(op: str, argument: str, value: object) -> None:
         raise _type_error(op, argument, "bool", type(value).__name__)
 
 
+def text(op: str, argument: str, value: object) -> None:
+    """Raise TypeError unless `value` is a str."""
+    if not isinstance(value, str):
+        raise _type_error(op, argument, "str", type(value).__name__)
+
+
 def offsets_or_one(op: str, argument: str, flat: Tensor, offsets: Tensor | None) -> Tensor:
     """The offsets, or where there are none, those of one sequence that has all of `flat`."""
     if offsets is not None:

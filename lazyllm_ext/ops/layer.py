@@ -66,6 +66,7 @@ def decoder_layer_(
     for place, other in enumerate(optional):
         if other is not None:
             checks.floats("decoder_layer_", **{f"optional[{place}]": other})
+    checks.text("decoder_layer_", "activation", activation)
     result: Tensor = checks.call(
         "decoder_layer_",
         hidden,

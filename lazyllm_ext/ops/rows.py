@@ -23,6 +23,7 @@ def gated_activation(gate: Tensor, up: Tensor, activation: str = "silu") -> Tens
         TypeError, ValueError: an argument is wrong.
     """
     checks.floats("gated_activation", gate=gate, up=up)
+    checks.text("gated_activation", "activation", activation)
     result: Tensor = checks.call("gated_activation", gate, up, activation)
     return result
 

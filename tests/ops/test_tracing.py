@@ -96,13 +96,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     return torch.ops.lazyllm.rotate(x, cos, sin, interleaved)
 
 
-TRACED = (
-    "unused",
-    "no_bias",
-    "offset",
-    "gelu",
-    "interleaved",
-)  # a case of each operator, by its name
+# A case of each operator, by its name.
+TRACED = ("unused", "no_bias", "offset", "gelu", "interleaved")
 FUNCTIONS = [
     token_importance, select_tokens, aux_gather, aux_scatter_, kv_append_, lazy_attention, linear,
     rms_norm, gated_activation, rotate,
