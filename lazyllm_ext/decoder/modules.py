@@ -199,7 +199,9 @@ class GatedMLP(nn.Module):
         operator_activation: str = "",
     ):
         super().__init__()
-        self.block_rows = 1024  # measured: 0.75 of the time of 4,096 rows at once
+        # Of float32, and twice as many of half precisions. Measured: 0.75 of the time of 4,096 rows at
+        # once (AVX2); of 2,048 rows of bfloat16 0.74 to 0.86 of that of 1,024 (AMX).
+        self.block_rows = 1024
         self.gate, self.up, self.down = projection(gate), projection(up), projection(down)
         self.activation = activation
         self.operator_activation = operator_activation
@@ -216,15 +218,16 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[rows, hidden] -> [rows, hidden]."""
-        in_blocks = x.is_cpu and x.size(0) > self.block_rows
+        block = self.block_rows * 4 // x.element_size()
+        in_blocks = x.is_cpu and x.size(0) > block
         if in_blocks and not torch.jit.is_scripting():
             # Hooks and modules of other classes see all rows at once.
             in_blocks = all(map(is_plain, [self.gate.linear, self.up.linear, self.down.linear]))
         if not in_blocks:
             return self._block(x)
         out = torch.empty_like(x)
-        for first in range(0, x.size(0), self.block_rows):
-            last = min(first + self.block_rows, x.size(0))
+        for first in range(0, x.size(0), block):
+            last = min(first + block, x.size(0))
             out[first:last] = self._block(x[first:last])
         return out
 

@@ -130,7 +130,7 @@ class TestGatedMLP:
         """In the operator, where it takes the dtype and has the activation, and in two steps."""
         gate, up, down = (nn.Linear(16, 24), nn.Linear(16, 24), nn.Linear(24, 16))
         mlp = GatedMLP(gate, up, down, nn.SiLU(), "silu" if named else "").to(dtype)
-        x = torch.randn(1100, 16).to(dtype)  # two blocks
+        x = torch.randn(2200, 16).to(dtype)  # two blocks and more
         with torch.profiler.profile() as profile:
             got = mlp(x)
         wide = GatedMLP(gate, up, down, nn.SiLU()).double()
