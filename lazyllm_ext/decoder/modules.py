@@ -199,8 +199,8 @@ class GatedMLP(nn.Module):
         operator_activation: str = "",
     ):
         super().__init__()
-        # Of float32, and twice as many of half precisions. Measured: 0.75 of the time of 4,096 rows at
-        # once (AVX2); of 2,048 rows of bfloat16 0.74 to 0.86 of that of 1,024 (AMX).
+        # Of float32, and twice as many of half precisions. Measured: 0.75 of the time of 4,096 rows
+        # at once (AVX2); with 2,048 rows of bfloat16 0.74 to 0.86 of that with 1,024 (AMX).
         self.block_rows = 1024
         self.gate, self.up, self.down = projection(gate), projection(up), projection(down)
         self.activation = activation
