@@ -51,12 +51,12 @@ CpuCapability choose() {
        {CpuCapability::scalar, CpuCapability::avx2, CpuCapability::avx512,
         CpuCapability::avx512_bf16, CpuCapability::amx}) {
     if (std::strcmp(wanted, name_of(capability)) != 0) continue;
-    if (capability == CpuCapability::amx && capability <= supported && !get_tiles()) {
+    if (capability <= supported) {
+      if (capability != CpuCapability::amx || get_tiles()) return capability;
       throw std::runtime_error(std::string("lazyllm: ") + kVariable +
                                ": expected at most avx512_bf16, since the system refuses this "
                                "process the registers of amx, got amx");
     }
-    if (capability <= supported) return capability;
     throw std::runtime_error(std::string("lazyllm: ") + kVariable + ": expected at most " +
                              name_of(supported) + ", which this processor has, got " + wanted);
   }

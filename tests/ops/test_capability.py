@@ -36,6 +36,8 @@ def _available(capability: str) -> bool:
     cpuinfo = Path("/proc/cpuinfo")
     if platform.machine() not in ("x86_64", "AMD64") or not cpuinfo.exists():
         return capability == "scalar"
+    if capability == "amx" and _C.supported_cpu_capability() != "amx":
+        return False  # the system may keep the registers from a process, whatever the processor has
     return NEEDS[capability] <= set(
         cpuinfo.read_text().partition("flags")[2].split("\n")[0].split()
     )
