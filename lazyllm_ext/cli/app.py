@@ -139,7 +139,8 @@ def evaluate(
     contenders: Annotated[
         str,
         typer.Option(
-            help="With commas between: dense, a schedule (a name or a JSON file), "
+            help="With commas between: dense, a schedule (a name, a JSON file, or a folder with "
+            "one for each task or category), "
             "norevive:SCHEDULE, random:SCHEDULE, static:KEEP, compress:KEEP."
         ),
     ] = "dense,balanced",

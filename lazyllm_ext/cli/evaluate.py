@@ -36,7 +36,8 @@ from lazyllm_ext.evaluation import (
     write_report,
 )
 from lazyllm_ext.evaluation.plots import require_matplotlib
-from lazyllm_ext.evaluation.report import HEADINGS, cells, heading
+from lazyllm_ext.evaluation.report import HEADINGS, cells
+from lazyllm_ext.evaluation.summary import heading
 
 from .errors import CommandError, as_input_error
 from .loading import find_folder, load, pick_device

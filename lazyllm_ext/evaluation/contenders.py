@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class Contender:
         open: (subject, item, prompt, seed) -> the session in which the prompt is computed.
         seeds: how many runs with other seeds are averaged.
         dense: whether it is plain transformers.
+        kinds: what it is for a task or category, by name; empty where it is the same for all.
     """
 
     name: str
@@ -42,13 +43,31 @@ class Contender:
     open: Open
     seeds: int = 1
     dense: bool = False
+    kinds: Mapping[str, Contender] = field(default_factory=dict)
+
+    def of(self, item: Item) -> Contender:
+        """What reads this item: the one of its task, else of its category, else this.
+
+        Raises:
+            ValueError: there are others for some kinds, and none for this item's.
+        """
+        if not self.kinds:
+            return self
+        for kind in (item.task, item.category):
+            if kind in self.kinds:
+                return self.kinds[kind]
+        raise ValueError(
+            f"contenders: {self.name}: expected a schedule for task {item.task!r} or category "
+            f"{item.category!r}, got {', '.join(self.kinds)}"
+        )
 
 
 def parse_contenders(specs: Iterable[str]) -> list[Contender]:
     """Contenders from their names, in this order.
 
-    A name is `dense`, a schedule (a shipped name or the path of a JSON file), `norevive:SCHEDULE`,
-    `random:SCHEDULE`, `static:KEEP` or `compress:KEEP`, where 0 < KEEP <= 1.
+    A name is `dense`, a schedule (a shipped name, the path of a JSON file, or a folder with one for
+    each task or category, `code.json` for `code`), `norevive:SCHEDULE`, `random:SCHEDULE`,
+    `static:KEEP` or `compress:KEEP`, where 0 < KEEP <= 1.
 
     Raises:
         ValueError: none of these, a schedule that is not right, or the same name twice.
@@ -70,11 +89,40 @@ def parse_contender(spec: str) -> Contender:
         return Contender("dense", {"kind": "dense"}, _open_dense, dense=True)
     kind, colon, rest = spec.partition(":")
     if colon and kind in _WITH_SCHEDULE:
-        schedule = _schedule(rest, spec)
-        return _WITH_SCHEDULE[kind](f"{kind}:{_short(rest)}", schedule)
+        return _scheduled(rest, spec, f"{kind}:{_short(rest)}", _WITH_SCHEDULE[kind])
     if colon and kind in _WITH_KEEP:
         return _with_keep(kind, _keep(rest, spec))
-    return _lazy(_short(spec), _schedule(spec, spec))
+    return _scheduled(spec, spec, _short(spec), _lazy)
+
+
+def _scheduled(
+    source: str, spec: str, name: str, make: Callable[[str, PruningSchedule], Contender]
+) -> Contender:
+    """Of one schedule, or of a folder with one for each kind of items."""
+    if source in shipped_schedules() or not os.path.isdir(source):
+        return make(name, _schedule(source, spec))
+    files = sorted(Path(source).glob("*.json"))
+    if not files:
+        raise ValueError(
+            f"contenders: {spec}: expected a folder with a schedule for each task or category "
+            "(code.json for code), got one without JSON files"
+        )
+    return _by_kind(name, {file.stem: make(name, PruningSchedule.load(file)) for file in files})
+
+
+def _by_kind(name: str, kinds: Mapping[str, Contender]) -> Contender:
+    """A schedule for each kind of items; all of them are made alike."""
+
+    def open(
+        subject: Subject, item: Item, prompt: Prompt, seed: int
+    ) -> AbstractContextManager[Session]:
+        return whole.of(item).open(subject, item, prompt, seed)
+
+    identities = {kind: contender.identity for kind, contender in kinds.items()}
+    seeds = max(contender.seeds for contender in kinds.values())
+    identity = {"kind": "by task or category", "kinds": identities}
+    whole = Contender(name, identity, open, seeds, kinds=kinds)
+    return whole
 
 
 def _lazy(name: str, schedule: PruningSchedule) -> Contender:
@@ -143,8 +191,9 @@ def _schedule(source: str, spec: str) -> PruningSchedule:
     if source not in shipped_schedules() and not os.path.isfile(source):
         raise ValueError(
             "contenders: expected dense, a schedule (one of "
-            f"{', '.join(name for name in shipped_schedules() if name != 'dense')}, or the path of "
-            "a JSON file), norevive:SCHEDULE, random:SCHEDULE, static:KEEP or compress:KEEP, "
+            f"{', '.join(name for name in shipped_schedules() if name != 'dense')}, the path of "
+            "a JSON file or a folder of them), norevive:SCHEDULE, random:SCHEDULE, static:KEEP or "
+            "compress:KEEP, "
             f"got {spec!r}"
         )
     return PruningSchedule.load(source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .results import Record
-from .summary import ALL
+from .summary import ALL, heading
 
 if TYPE_CHECKING:
     from .report import Report
@@ -41,7 +42,7 @@ def plot_score_against_ttft(report: Report, path: Path) -> Path:
                 capsize=3,
                 label=row.contender,
             )
-        panel.set_title(f"{length:,} tokens" if length else "all items")
+        panel.set_title(heading(length))
         panel.set_xlabel(f"TTFT, {report.against} ÷ this")
         panel.set_ylabel("score × 100, mean of categories")
         panel.grid(alpha=0.3)
@@ -52,30 +53,39 @@ def plot_score_against_ttft(report: Report, path: Path) -> Path:
 def plot_kept_tokens(report: Report, path: Path) -> Path | None:
     """The part of tokens that is kept, over the prompt, one panel a contender.
 
+    A contender with schedules of its own for some categories has a panel for each of these.
     Returns None, and draws nothing, where no contender drops tokens.
     """
-    names = dict.fromkeys(record.contender for record in report.records if record.profile)
-    if not names:
+    groups: dict[str, dict[tuple[int, ...], list[Record]]] = {}
+    for record in report.records:
+        if record.profile:
+            layers = tuple(entry["layer"] for entry in record.profile)
+            groups.setdefault(record.contender, {}).setdefault(layers, []).append(record)
+    if not groups:
         return None
-    figure, panels = _panels(len(names))
-    for panel, name in zip(panels, names, strict=True):
-        records = [r for r in report.records if r.contender == name and r.profile]
-        for entry, layer in enumerate(_layers(records[0])):
-            shares = torch.tensor([r.profile[entry]["shares"] for r in records]).mean(dim=0)
-            places = (torch.arange(shares.numel()) + 0.5) * 100 / shares.numel()
-            label = "before the model" if layer < 0 else f"from layer {layer}"
-            panel.step(places.tolist(), (100 * shares).tolist(), where="mid", label=label)
-        panel.set_title(name)
-        panel.set_ylim(0, 103)
-        panel.set_xlabel("place in the prompt, %")
-        panel.set_ylabel("tokens kept, %")
-        panel.grid(alpha=0.3)
-        panel.legend(fontsize=8)
+    figure, panels = _panels(sum(map(len, groups.values())))
+    free = iter(panels)
+    for name, by_layers in groups.items():
+        for layers, records in by_layers.items():
+            categories = dict.fromkeys(record.category for record in records)
+            kinds = f": {', '.join(categories)}" if len(by_layers) > 1 else ""
+            _draw_kept(next(free), f"{name}{kinds}", layers, records)
     return _save(figure, report.title, path)
 
 
-def _layers(record: Record) -> list[int]:
-    return [entry["layer"] for entry in record.profile]
+def _draw_kept(panel: Any, title: str, layers: tuple[int, ...], records: Sequence[Record]) -> None:
+    """One panel: for each layer the mean over the records, which drop tokens in the same layers."""
+    for entry, layer in enumerate(layers):
+        shares = torch.tensor([r.profile[entry]["shares"] for r in records]).mean(dim=0)
+        places = (torch.arange(shares.numel()) + 0.5) * 100 / shares.numel()
+        label = "before the model" if layer < 0 else f"from layer {layer}"
+        panel.step(places.tolist(), (100 * shares).tolist(), where="mid", label=label)
+    panel.set_title(title, fontsize="medium", wrap=True)
+    panel.set_ylim(0, 103)
+    panel.set_xlabel("place in the prompt, %")
+    panel.set_ylabel("tokens kept, %")
+    panel.grid(alpha=0.3)
+    panel.legend(fontsize=8)
 
 
 def _panels(count: int) -> tuple[Any, list[Any]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from .contenders import Contender
 from .results import Record
-from .summary import ALL, Row, summarize
+from .summary import ALL, Length, Row, heading, summarize
 
 HEADINGS = (
     "category",
@@ -56,11 +56,11 @@ class Report:
         return f"{self.model}, {self.setting['dtype']}, {self.setting['device']}"
 
     @property
-    def lengths(self) -> list[int | None]:
-        """Nominal lengths, ascending."""
+    def lengths(self) -> list[Length]:
+        """Nominal lengths, ascending, then `all` if there are several."""
         return list(dict.fromkeys(row.length for row in self.rows))
 
-    def at(self, length: int | None) -> list[Row]:
+    def at(self, length: Length) -> list[Row]:
         """The rows of one length."""
         return [row for row in self.rows if row.length == length]
 
@@ -114,13 +114,8 @@ def cells(row: Row, against: str) -> list[str]:
     ]
 
 
-def heading(length: int | None) -> str:
-    """Of the table of one length."""
-    return "Items without a nominal length" if length is None else f"{length:,} tokens"
-
-
 def to_markdown(report: Report) -> str:
-    """The report's tables, one for each length."""
+    """The report's tables, one for each length, and one for all of them."""
     lines = [f"# {report.title}", ""]
     lines += [
         f"Compared with `{report.against}`: differences of scores × 100 with 95 % intervals "

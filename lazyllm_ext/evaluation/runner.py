@@ -41,6 +41,9 @@ class Evaluation:
 
     Attributes:
         skipped: a sentence for every item that does not fit the model's context.
+
+    Raises:
+        ValueError: a contender has schedules for some kinds of items, and none for one of these.
     """
 
     def __init__(
@@ -58,6 +61,8 @@ class Evaluation:
         self.skipped: list[str] = []
         self.items: list[Item] = []
         for item in items:
+            for contender in contenders:
+                contender.of(item)
             fault = self._too_long(item)
             if fault is None:
                 self.items.append(item)
@@ -120,15 +125,17 @@ class Evaluation:
 
     def _warm_up(self, jobs: Sequence[Job]) -> None:
         """Refuse what does not fit, and let the first calls of a process pay for the later ones."""
-        for contender in dict.fromkeys(job.contender.name for job in jobs):
-            job = next(job for job in jobs if job.contender.name == contender)
+        first: dict[int, Job] = {}  # of each contender, and of each of its kinds
+        for job in jobs:
+            first.setdefault(id(job.contender.of(job.item)), job)
+        for job in first.values():
             short = replace(job.item, prompt=job.item.prompt[:_WARM_UP_CHARACTERS])
             prompt = self.subject.encode(short)
             with job.contender.open(self.subject, short, prompt, 0) as session:
                 session.step(session.prefill().argmax().view(1))
 
     def _key(self, item: Item, contender: Contender) -> str:
-        return key_of(self.model, self.setting, contender.identity, asdict(item))
+        return key_of(self.model, self.setting, contender.of(item).identity, asdict(item))
 
     def _too_long(self, item: Item) -> str | None:
         tokens = self.subject.encode(item).ids.numel()

@@ -15,6 +15,8 @@ from .results import Record
 RESAMPLES = 2000
 ALL = "all"
 
+Length = int | str | None  # nominal; `all` for several together; None where items have none
+
 
 @dataclass(frozen=True)
 class Row:
@@ -23,7 +25,7 @@ class Row:
     Ratios are the other's over this one's, so that above 1 is better here.
 
     Attributes:
-        length: nominal, None where items have none.
+        length: nominal, `all` for the items of all lengths, None where items have none.
         category: `all` for the mean over categories.
         items: how many.
         score: 0 … 1.
@@ -39,7 +41,7 @@ class Row:
         kl: to the dense model, nats.
     """
 
-    length: int | None
+    length: Length
     category: str
     contender: str
     items: int
@@ -62,16 +64,20 @@ Pair = tuple[Record, Record]  # of the same item: the contender's and the other'
 def summarize(records: Sequence[Record], contenders: Sequence[str], against: str) -> list[Row]:
     """Rows by length, category (in the order of the records, then `all`) and contender.
 
-    Only items that every contender has finished count.
+    Where there are several lengths, rows of all of them together come last. Only items that every
+    contender has finished count.
     """
     by_item: dict[str, dict[str, Record]] = {}
     for record in records:
         by_item.setdefault(record.item, {})[record.contender] = record
     paired = [found for found in by_item.values() if all(name in found for name in contenders)]
     rows: list[Row] = []
-    lengths = dict.fromkeys(found[against].length for found in paired)
-    for length in sorted(lengths, key=lambda value: value or 0):
-        here = [found for found in paired if found[against].length == length]
+    by_length: dict[Length, list[dict[str, Record]]] = {}
+    for found in sorted(paired, key=lambda found: found[against].length or 0):
+        by_length.setdefault(found[against].length, []).append(found)
+    if len(by_length) > 1:
+        by_length[ALL] = paired
+    for length, here in by_length.items():
         categories = dict.fromkeys(found[against].category for found in here)
         groups = [(name, (name,)) for name in categories] + [(ALL, tuple(categories))]
         for title, members in groups:
@@ -81,7 +87,14 @@ def summarize(records: Sequence[Record], contenders: Sequence[str], against: str
     return rows
 
 
-def _row(length: int | None, category: str, contender: str, pairs: Sequence[Pair]) -> Row:
+def heading(length: Length) -> str:
+    """Of what is shown of one length."""
+    if length == ALL:
+        return "All lengths"
+    return "Items without a nominal length" if length is None else f"{length:,} tokens"
+
+
+def _row(length: Length, category: str, contender: str, pairs: Sequence[Pair]) -> Row:
     low, high = bootstrap(pairs)
     rates = [speedup for pair in pairs if (speedup := generation_speedup(*pair)) is not None]
     score = balanced_mean(pairs, lambda own, other: own.score)

@@ -45,6 +45,39 @@ class TestNames:
         ]  # fmt: skip
         assert [contender.seeds for contender in contenders] == [1, 1, 1, 1, 5, 1, 1]
 
+    def test_folder_has_a_schedule_for_each_kind(self, schedule: Path, tmp_path: Path):
+        folder = tmp_path / "tuned"
+        folder.mkdir()
+        for kind, window in (("qa", 4), ("questions", 5), ("language-modelling", 6)):
+            (folder / f"{kind}.json").write_text(json.dumps({**PRUNED, "window": window}))
+        contender = parse_contender(str(folder))
+        assert (contender.name, contender.seeds) == ("tuned", 1)
+        other = replace(QA, task="another")
+        chosen = [contender.of(item).identity["schedule"]["window"] for item in (QA, other, LM)]
+        assert chosen == [4, 5, 6]  # the task's goes before the category's
+        assert contender.of(QA).identity == parse_contender(str(schedule)).identity
+        assert contender.of(LM).name == "tuned"
+        assert list(contender.identity["kinds"]) == ["language-modelling", "qa", "questions"]
+        drawn = parse_contender(f"random:{folder}")
+        assert (drawn.name, drawn.seeds, drawn.of(QA).seeds) == ("random:tuned", 5, 5)
+
+    def test_folder_computes_what_its_files_do(
+        self, subject: Subject, schedule: Path, tmp_path: Path
+    ):
+        folder = tmp_path / "tuned"
+        folder.mkdir()
+        (folder / "qa.json").write_text(schedule.read_text())
+        (folder / "language-modelling.json").write_text('{"boundaries": []}')
+        for item, same in ((QA, str(schedule)), (LM, str(folder / "language-modelling.json"))):
+            ours, alone = run(subject, str(folder), item), run(subject, same, item)
+            assert (ours.kept, ours.kl, ours.score) == (alone.kept, alone.kl, alone.score)
+        with pytest.raises(ValueError) as error:
+            parse_contender(str(folder)).of(replace(QA, task="sums", category="numbers"))
+        assert str(error.value) == (
+            "contenders: tuned: expected a schedule for task 'sums' or category 'numbers', got "
+            "language-modelling, qa"
+        )
+
     def test_identity_is_the_schedules_content(self, schedule: Path, tmp_path: Path):
         same = tmp_path / "other.json"
         same.write_text(json.dumps({**PRUNED, "name": "another"}))
@@ -76,8 +109,8 @@ class TestNames:
             (["dense", "dense"], "contenders: expected each name once, got 'dense' twice"),
             ([], "contenders: expected at least one, got none"),
             (["random:none"], "contenders: expected dense, a schedule (one of balanced, fast, "
-             "paper, or the path of a JSON file), norevive:SCHEDULE, random:SCHEDULE, static:KEEP "
-             "or compress:KEEP, got 'random:none'"),
+             "paper, the path of a JSON file or a folder of them), norevive:SCHEDULE, "
+             "random:SCHEDULE, static:KEEP or compress:KEEP, got 'random:none'"),
         ],
     )  # fmt: skip
     def test_wrong(self, specs: list[str], message: str):

@@ -109,6 +109,31 @@ class TestResuming:
             bad.run()
         assert bad.finished() == []
 
+    def test_schedule_for_each_kind(self, subject: Subject, tmp_path: Path, schedule: Path):
+        folder = tmp_path / "tuned"
+        folder.mkdir()
+        (folder / "qa.json").write_text(schedule.read_text())
+        with pytest.raises(ValueError, match="for task 'lm' or category 'language-modelling', got"):
+            evaluation(subject, tmp_path, [str(folder)])
+        lm = folder / "lm.json"
+        lm.write_text('{"boundaries": [{"layer": 40, "keep": 0.5}]}')
+        with pytest.raises(ValueError, match="got layer 40, which is past the end"):
+            evaluation(subject, tmp_path, [str(folder)]).run()
+        lm.write_text('{"boundaries": [{"layer": 2, "keep": 0.5}]}')
+        done = evaluation(subject, tmp_path, [str(folder)])
+        done.run()
+        assert [record.contender for record in done.finished()] == ["tuned", "tuned"]
+        layers = [[entry["layer"] for entry in r.profile] for r in done.finished()]
+        assert layers == [[1, 3], [2]]
+        report = make_report("tiny", SETTING, done.contenders, "tuned", done.finished(), [])
+        assert (tmp_path / "kept_tokens.png") in write_report(report, tmp_path)
+        # What ran under a schedule's own name counts, and only the changed one runs anew.
+        alone = evaluation(subject, tmp_path, [str(schedule)])
+        assert [record.item for record in alone.finished()] == ["qa-0"]
+        lm.write_text('{"boundaries": [{"layer": 2, "keep": 0.6}]}')
+        again = evaluation(subject, tmp_path, [str(folder)])
+        assert [job.item.id for job in again.pending()] == ["lm-0"]
+
     def test_item_that_does_not_fit(self, subject: Subject, tmp_path: Path):
         long = replace(QA, id="long", prompt=TEXT * 2)
         both = Evaluation(subject, [long, QA], parse_contenders(["dense"]), Records(tmp_path), "m",
@@ -175,6 +200,19 @@ class TestSummary:
         assert rows["x", "ours"].operations_ratio == 2.5
         assert rows["x", "ours"].items == 4
         assert rows["all", "dense"].low == rows["all", "dense"].high == 0.0
+
+    def test_all_lengths_come_last(self):
+        """Two items of one length and one of the other: the task's mean is over the three."""
+        records = []
+        for item, length, score in (("1", 200, 0.9), ("2", 100, 0.3), ("3", 100, 0.6)):
+            records += [record("dense", item, 1.0, length=length),
+                        record("ours", item, score, length=length)]  # fmt: skip
+        rows = summarize(records, ["ours", "dense"], "dense")
+        ours = [row for row in rows if row.contender == "ours" and row.category == "all"]
+        assert [(row.length, row.items) for row in ours] == [(100, 2), (200, 1), ("all", 3)]
+        assert [row.score for row in ours] == pytest.approx([0.45, 0.9, 0.6])
+        one = summarize([r for r in records if r.length == 100], ["ours", "dense"], "dense")
+        assert {row.length for row in one} == {100}
 
     def test_only_items_that_all_have(self):
         records = [record("dense", "1", 1.0), record("ours", "1", 0.5), record("dense", "2", 0.0)]
