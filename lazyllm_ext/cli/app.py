@@ -240,7 +240,11 @@ def bench(
 def tune(
     model: options.Folder,
     prompts: Annotated[
-        Path, typer.Option(help="JSON lines with `prompt` and maybe `chat`; 10 to 50 are enough.")
+        Path,
+        typer.Option(
+            help="JSON lines with `prompt` and maybe `chat`, or a folder of such files; 10 to 50 "
+            "prompts are enough."
+        ),
     ],
     bound: Annotated[
         float, typer.Option(help="Largest mean KL to the dense model's first tokens, in nats.")
@@ -248,9 +252,13 @@ def tune(
     agreement: Annotated[
         float | None, typer.Option(help="Smallest part of tokens that are the dense model's, 0-1.")
     ] = None,
-    output: Annotated[Path, typer.Option(help="Where the schedule is written.")] = Path(
-        "schedule.json"
-    ),
+    output: Annotated[
+        Path,
+        typer.Option(
+            help="Where the schedule is written; in a folder that there is, one for each file of "
+            "prompts, under its name."
+        ),
+    ] = Path("schedule.json"),
     report: Annotated[
         Path | None, typer.Option(help="Folder for report.md, report.json and plots.")
     ] = None,

@@ -33,6 +33,33 @@ def test_whole_run(run: Run, folder: Path, prompts: Path, tmp_path: Path):
     assert ran.status == 0, ran.stderr
 
 
+def test_schedule_for_each_file(run: Run, folder: Path, prompts: Path, tmp_path: Path):
+    kinds, tuned, report = tmp_path / "kinds", tmp_path / "tuned", tmp_path / "report"
+    kinds.mkdir()
+    tuned.mkdir()
+    lines = prompts.read_text().splitlines(keepends=True)
+    (kinds / "qa.jsonl").write_text("".join(lines[:2]))
+    (kinds / "lm.jsonl").write_text("".join(lines[2:]) + "{broken\n")
+    ran = run("tune", folder, "--prompts", kinds, "--output", tuned, "--report", report, *QUICK)
+    assert ran.status == 0, ran.stderr
+    assert "lm.jsonl:3: expected JSON" in ran.stderr
+    assert [line for line in ran.stdout.splitlines() if line.endswith(":")] == ["lm:", "qa:"]
+    for kind in ("lm", "qa"):
+        assert PruningSchedule.load(tuned / f"{kind}.json").name == f"tuned-{folder.name}-{kind}"
+        assert f", {kind}\n" in (report / kind / "report.md").read_text()
+    alone = tmp_path / "alone.json"
+    ran = run("tune", folder, "--prompts", kinds / "qa.jsonl", "--output", alone, *QUICK)
+    assert ran.status == 0, ran.stderr
+    assert ":\n" not in ran.stdout
+    both = [PruningSchedule.load(file) for file in (alone, tuned / "qa.json")]
+    assert both[0].boundaries == both[1].boundaries
+    (kinds / "few.jsonl").write_text(lines[0])
+    ran = run("tune", folder, "--prompts", kinds, "--output", tuned)
+    assert ran.status == 2
+    few = kinds / "few.jsonl"
+    assert ran.stderr == f"lazyllm-ext: prompts: {few}: expected at least 2, got 1\n"
+
+
 def test_says_so_when_nothing_helps(run: Run, folder: Path, prompts: Path, tmp_path: Path):
     output = tmp_path / "mine.json"
     ran = run("tune", folder, "--prompts", prompts, "--output", output, "--bound", "0",
@@ -73,7 +100,6 @@ def test_chat_template(run: Run, chat_folder: Path, prompts: Path, tmp_path: Pat
         (["--dtype", "int8"], "--dtype: expected one of auto, float32, bfloat16, float16"),
         (["--prompts", "nowhere.jsonl"], "prompts: no such file or folder: 'nowhere.jsonl'"),
         (["--output", "no/where.json"], "--output: no such folder: no"),
-        (["--output", "/"], "--output: expected a file, got a folder: /"),
     ],
 )
 def test_bad_input(
