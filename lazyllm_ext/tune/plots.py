@@ -22,10 +22,10 @@ def plot_frontier(tuning: Tuning, frontier: Sequence[Trial], title: str, path: P
     if broken:
         panel.plot(*_points(broken), "^", color="tab:gray", mfc="none", label="given up: at least")
     panel.plot(*_points(frontier), "-", color="tab:blue", alpha=0.6, label="frontier")
-    for trial in frontier:
+    for trial in frontier:  # aslant below their points, so that neighbours do not meet
         panel.annotate(
-            str(trial.candidate), _point(trial), fontsize=6, xytext=(3, 3),
-            textcoords="offset points",
+            str(trial.candidate), _point(trial), fontsize=6, xytext=(-1, -4),
+            textcoords="offset points", rotation=40, ha="right", va="top", rotation_mode="anchor",
         )  # fmt: skip
     for name, outcome, mark in (("tuned on", tuning.tuned, "*"), ("checked", tuning.checked, "X")):
         if outcome is not None:
