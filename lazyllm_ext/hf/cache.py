@@ -61,6 +61,8 @@ class LazyCache(Cache):
         # [B, ≤ columns] bool, on the state's device: the columns without a token. Columns past its
         # width hold a token in every sequence. None: there is no column without.
         self.absent: Tensor | None = None
+        # [B, ≤ columns] int64: what a document that was read by itself begins with.
+        self.document: Tensor | None = None
         self.running = False
         # Whether the next call's mask is the last one's and ones, and so is not passed.
         self.mask_follows = False
@@ -231,6 +233,8 @@ class LazyCache(Cache):
             gone = self.absent[:, left:].sum(dim=1).tolist()
             counts = [count - without for count, without in zip(counts, gone, strict=True)]
             self.absent = self.absent[:, :left]
+        if self.document is not None:
+            self.document = self.document[:, :left]
         crop_(self.state, counts)
         self.columns = left
         if self.turn is not None:
@@ -258,5 +262,7 @@ class LazyCache(Cache):
         self.state = select_sequences(self.state, indices)
         if self.absent is not None:
             self.absent = self.absent.index_select(0, indices)
+        if self.document is not None:
+            self.document = self.document.index_select(0, indices)
         if self.turn is not None:
             self.turn = self.turn.of_sequences(indices.tolist())

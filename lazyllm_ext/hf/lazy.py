@@ -126,13 +126,12 @@ class Lazy:
             inputs_embeds: [B, columns, hidden].
             attention_mask: [B, columns], 0 where there is no token.
             position_ids: [B, columns]; by default they count the tokens of each sequence.
-            token_type_ids: zeros, as some tokenizers give them; without an effect.
+            token_type_ids: zeros, as some tokenizers give them.
             lazy_schedule: the schedule of this document and its questions, anything that `apply`
                 takes; by default the one applied.
             kwargs: what else the model takes with an image, `pixel_values` for example.
 
-        Raises:
-            ValueError: as a call of the model does; `on_error` has no effect here.
+        Raises ValueError as a call of the model does; `on_error` has no effect here.
         """
         call = {
             "input_ids": input_ids,
@@ -148,6 +147,7 @@ class Lazy:
         given = {name: value for name, value in call.items() if value is not None}
         cache = self._cache_for(None, lazy_schedule)
         self._run(given, cache)
+        cache.document = None if input_ids is None else input_ids.clone()
         return cache
 
     def save(self, cache: LazyCache, path: str | os.PathLike[str]) -> None:
@@ -342,7 +342,7 @@ class Lazy:
 
     def _generate(self, arguments: dict[str, Any], cache: LazyCache, progress: Any) -> Any:
         if cache.columns:
-            refuse_turn(arguments, cache.columns)
+            refuse_turn(arguments, cache.columns, cache.document)
             refuse_drafts_of_turn(arguments, self.model.generation_config, cache.columns)
         cache.begin_generation(arguments.get("position_ids") is not None, progress)
         try:

@@ -106,10 +106,18 @@ def refuse_generation(mode: GenerationMode, config: GenerationConfig) -> None:
             )
 
 
-def refuse_turn(arguments: Mapping[str, Any], columns: int) -> None:
-    """Raises NotSupportedError for inputs that do not go on from a cache of so many columns.
+def refuse_turn(arguments: Mapping[str, Any], columns: int, document: Tensor | None) -> None:
+    """Refuse inputs that do not go on from a cache.
 
-    transformers would cut such inputs at a wrong place.
+    Args:
+        columns: that the cache holds.
+        document: [B, ≤ columns] int64 that it begins with, for each of the inputs' sequences or
+            for each of their beams; None: it is not known.
+
+    Raises:
+        NotSupportedError: no more columns than that; transformers would cut them at a wrong place.
+        ValueError: other tokens than the document's: its keys and values would stand for words
+            that they do not belong to.
     """
     mask = arguments.get("attention_mask")
     for name in ("inputs", "input_ids", "inputs_embeds"):
@@ -122,6 +130,25 @@ def refuse_turn(arguments: Mapping[str, Any], columns: int) -> None:
             f"{name}: expected the whole conversation, longer than the {columns} columns that "
             f"{CACHE_NAME} holds, got {given.size(1)} columns"
         )
+    if document is not None:
+        _refuse_other_document(arguments, document)
+
+
+def _refuse_other_document(arguments: Mapping[str, Any], document: Tensor) -> None:
+    sequences, columns = document.shape
+    for name in ("inputs", "input_ids"):
+        given = arguments.get(name)
+        if not isinstance(given, Tensor) or given.dim() < 2 or sequences % given.size(0):
+            continue
+        begins = given[:, :columns].repeat_interleave(sequences // given.size(0), dim=0)
+        other = (begins != document.to(given.device)).nonzero()
+        if other.numel():
+            sequence, column = other[0].tolist()
+            raise ValueError(
+                f"{name}: expected to begin with the {columns} tokens of the document that "
+                f"{CACHE_NAME} holds, got {int(begins[sequence, column])} instead of "
+                f"{int(document[sequence, column])} in column {column}"
+            )
 
 
 def refuse_drafts_of_turn(arguments: Mapping[str, Any], config: Any, columns: int) -> None:

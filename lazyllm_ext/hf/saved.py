@@ -59,6 +59,8 @@ def save(cache: LazyCache, model: str, path: str | os.PathLike[str]) -> None:
     tensors = to_tensors(cache.state, cache.plan.spec)
     if cache.absent is not None:
         tensors["absent"] = cache.absent
+    if cache.document is not None:
+        tensors["document"] = cache.document
     metadata = {
         "format": _FORMAT,
         "model": model,
@@ -96,6 +98,7 @@ def load(
         ) from error
     cache = LazyCache(plan)
     cache.absent = tensors.pop("absent", None)
+    cache.document = tensors.pop("document", None)
     try:
         cache.state = from_tensors(plan.spec, tensors)
     except (ValueError, IndexError, RuntimeError, TypeError) as error:
@@ -114,6 +117,10 @@ def load(
         and absent.size(0) == len(lengths)
         and absent.size(1) <= cache.columns
     )
+    document = cache.document
+    if document is not None:
+        fits &= document.dtype == torch.int64 and document.dim() == 2
+        fits = fits and document.size(0) == len(lengths) and document.size(1) <= cache.columns
     if cache.columns < max(lengths) or not fits:
         raise ValueError(f"{where}: expected a saved prefill, got a damaged one")
     return cache

@@ -14,9 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import lazyllm_ext
+from lazyllm_ext.hf.versions import CACHE_NAME
 
 from .tiny import PRUNING, assert_same_generation, generate, keep_all, left_padded, tiny_model
 
+TWO_BEAMS = {"num_beams": 2}
 QUESTIONS = [[11, 12, 13], [40, 41], [70, 71, 72, 73, 74]]
 
 
@@ -70,6 +72,39 @@ def test_saved_and_loaded(name: str, document: str, ids: Tensor, tmp_path: Path)
         got = generate(other.model, 20, **asked, past_key_values=loaded.copy())
         assert_same_generation(got, expected, tolerance=0)
         assert other.report().tokens_per_stage == lazy.report().tokens_per_stage
+
+
+@pytest.mark.parametrize("document", ["one", "padded"])
+def test_another_document_is_refused(
+    model: nn.Module, ids: Tensor, document: str, tmp_path: Path
+) -> None:
+    """By its tokens, as they were read, loaded, repeated for beams, cropped or gone on from."""
+    lazy = lazyllm_ext.apply(model, PRUNING)
+    prompt = _documents(ids)[document]
+    cache = lazy.prefill(**prompt)
+    lazy.save(cache, tmp_path / "document")
+    beams = cache.copy()
+    beams.batch_repeat_interleave(2)
+    asked = _questions(prompt)[0]
+    other = {**asked, "input_ids": asked["input_ids"].clone()}
+    other["input_ids"][-1, 9] += 1
+    read, given = int(asked["input_ids"][-1, 9]), int(other["input_ids"][-1, 9])
+    for begun, ways in ((cache, {}), (lazy.load(tmp_path / "document"), {}), (beams, TWO_BEAMS)):
+        with pytest.raises(ValueError) as error:
+            generate(model, **other, past_key_values=begun, **ways)
+        assert str(error.value) == (
+            f"input_ids: expected to begin with the 13 tokens of the document that {CACHE_NAME} "
+            f"holds, got {given} instead of {read} in column 9"
+        )
+        generate(model, **asked, past_key_values=begun, **ways)  # it is as it was
+    cropped = lazy.prefill(**prompt)
+    cropped.crop(9)
+    cropped.document = None  # as if it were not known
+    expected = generate(model, **other, past_key_values=cropped.copy())
+    cropped = lazy.prefill(**prompt)
+    cropped.crop(9)  # the difference comes after it
+    got = generate(model, **other, past_key_values=cropped)
+    assert_same_generation(got, expected, tolerance=0)
 
 
 @pytest.mark.parametrize("max_revive", [None, 1])
@@ -276,6 +311,17 @@ class TestRefused:
         with safe_open(path, "pt") as file:
             metadata = file.metadata()
         save_file({**tensors, "absent": absent}, path, metadata)
+        with pytest.raises(ValueError, match="expected a saved prefill, got a damaged one"):
+            lazy.load(path)
+
+    @pytest.mark.parametrize(
+        "document", [torch.zeros(()), torch.zeros(3, 13), torch.zeros(3, 14).long()]
+    )
+    def test_a_damaged_document(self, lazy: Any, path: Path, document: Tensor) -> None:
+        tensors = load_file(path)
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+        save_file({**tensors, "document": document}, path, metadata)
         with pytest.raises(ValueError, match="expected a saved prefill, got a damaged one"):
             lazy.load(path)
 
