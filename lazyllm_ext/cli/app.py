@@ -255,8 +255,8 @@ def tune(
     output: Annotated[
         Path,
         typer.Option(
-            help="Where the schedule is written; in a folder that there is, one for each file of "
-            "prompts, under its name."
+            help="Where the schedule is written; a name that does not end in .json is a folder, "
+            "which gets one for each file of prompts."
         ),
     ] = Path("schedule.json"),
     report: Annotated[

@@ -82,6 +82,7 @@ def _evaluate(request: Request, processes: Processes) -> int:
     with as_input_error(ValueError):
         require_matplotlib()
         contenders = parse_contenders(request.contenders)
+        _check_output(request)
         against = _against(request.against, contenders)
         tasks = _read(request)
         items = choose(tasks.items, request.lengths, request.limit).items
@@ -129,6 +130,16 @@ def _evaluate(request: Request, processes: Processes) -> int:
             written += [_page(subject, item, contenders, request.output) for item in ran]
     print("Written: " + ", ".join(str(path) for path in (records.path, *written)))
     return 0
+
+
+def _check_output(request: Request) -> None:
+    """The report would be read as one of a folder's schedules."""
+    for spec in request.contenders:
+        source = Path(spec.strip().rpartition(":")[2])
+        if source.is_dir() and request.output.is_dir() and source.samefile(request.output):
+            raise CommandError(
+                f"--output: expected another folder than that of the schedules, got {source}"
+            )
 
 
 def _read(request: Request) -> Tasks:

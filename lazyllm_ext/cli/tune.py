@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from lazyllm_ext.evaluation import Subject
+from lazyllm_ext.evaluation import Item, Subject
 from lazyllm_ext.evaluation.plots import require_matplotlib
-from lazyllm_ext.evaluation.tasks import Tasks, files_of
+from lazyllm_ext.evaluation.tasks import files_of
 from lazyllm_ext.tune import (
     Outcome,
     Tuning,
@@ -23,8 +23,10 @@ from lazyllm_ext.tune import (
     write_report,
     write_schedule,
 )
+from lazyllm_ext.tune.prompts import halves
 from lazyllm_ext.tune.report import sentences
 from lazyllm_ext.tune.tuner import Progress as Report
+from lazyllm_ext.tune.tuner import fitting_prompts
 
 from .errors import CommandError, as_input_error
 from .loading import find_folder, load, pick_device
@@ -48,10 +50,18 @@ class Request:
 
 @dataclass(frozen=True)
 class Aim:
-    """One schedule to be found; `kind` is its file's name where there are several."""
+    """A schedule to be found.
+
+    Attributes:
+        kind: of prompts, the name of their file; empty where one schedule is for all.
+        items: the prompts.
+        faults: a sentence for every line that is no prompt.
+        output, report: where it is written.
+    """
 
     kind: str
-    prompts: Tasks
+    items: tuple[Item, ...]
+    faults: tuple[str, ...]
     output: Path
     report: Path | None
 
@@ -69,19 +79,22 @@ def run(request: Request) -> int:
             require_matplotlib()
         aims = _aims(request)
     for aim in aims:
-        say_skipped(aim.prompts.faults, "prompts")
+        say_skipped(aim.faults, "prompts")
     device = pick_device(request.device)
     folder = find_folder(request.model, quiet=False)
     tokenizer, model = load(folder, request.dtype, device)
     with as_input_error(ValueError, TypeError):
         subject = Subject(model, tokenizer, chat=request.chat)
+        for aim in aims:
+            with _naming(aim.kind):
+                fitting, skipped = fitting_prompts(subject, aim.items, request.wish.new_tokens)
+                say_skipped(skipped, "prompts")
+                halves(fitting)
     title = f"{folder.name}, {str(model.dtype).removeprefix('torch.')}, {model.device.type}"
     for aim in aims:
-        kind = f"-{aim.kind}" if aim.kind else ""
         with as_input_error(ValueError, TypeError), _bar(aim.kind) as progress:
-            items = aim.prompts.items[: request.limit]
-            tuning = tune(subject, items, request.wish, f"tuned-{folder.name}{kind}", progress)
-        say_skipped(tuning.skipped, "prompts")
+            name = "-".join(filter(None, ("tuned", folder.name, aim.kind)))
+            tuning = tune(subject, aim.items, request.wish, name, progress)
         if aim.kind:
             print(f"{aim.kind}:")
         _show(tuning)
@@ -89,27 +102,47 @@ def run(request: Request) -> int:
             write_schedule(tuning, aim.output)
             written = [aim.output]
             if aim.report is not None:
-                written += write_report(tuning, f"{title}{kind and f', {aim.kind}'}", aim.report)
+                about = ", ".join(filter(None, (title, aim.kind)))
+                written += write_report(tuning, about, aim.report)
         print("Written: " + ", ".join(map(str, written)), flush=True)
     return 0
 
 
 def _aims(request: Request) -> list[Aim]:
-    """One for all prompts, or where a folder is to be filled, one for each file of them.
+    """One for all prompts if the output ends in .json, else one for each file of them.
 
     Raises:
-        ValueError: a file that cannot be read, without a good line or with fewer than two.
+        ValueError: a file that cannot be read, without a good line, or that would be written over;
+            a folder that cannot be made.
     """
-    if not request.output.is_dir():
-        return [Aim("", read_prompts(request.prompts), request.output, request.report)]
+    output, report = request.output, request.report
+    if output.suffix == ".json" and not output.is_dir():
+        prompts = read_prompts(request.prompts)
+        return [Aim("", prompts.items[: request.limit], prompts.faults, output, report)]
     aims = []
     for file in files_of([request.prompts], "prompts"):
-        prompts = read_prompts(file)
-        if len(prompts.items) < 2:
-            raise ValueError(f"prompts: {file}: expected at least 2, got {len(prompts.items)}")
-        report = None if request.report is None else request.report / file.stem
-        aims.append(Aim(file.stem, prompts, request.output / f"{file.stem}.json", report))
+        kind = file.stem
+        with _naming(kind):
+            prompts = read_prompts(file)
+        target = output / f"{kind}.json"
+        if target.exists() and target.samefile(file):
+            raise ValueError(f"--output: expected another folder than that of the prompts {target}")
+        place = None if report is None else report / kind
+        aims.append(Aim(kind, prompts.items[: request.limit], prompts.faults, target, place))
+    try:
+        output.mkdir(exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--output: cannot make the folder {output}: {error.strerror}") from error
     return aims
+
+
+@contextmanager
+def _naming(kind: str) -> Iterator[None]:
+    """A ValueError says first of which kind it is."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(": ".join(filter(None, (kind, str(error))))) from error
 
 
 @contextmanager

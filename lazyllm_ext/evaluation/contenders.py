@@ -45,21 +45,24 @@ class Contender:
     dense: bool = False
     kinds: Mapping[str, Contender] = field(default_factory=dict)
 
-    def of(self, item: Item) -> Contender:
-        """What reads this item: the one of its task, else of its category, else this.
+    def kind(self, task: str, category: str) -> str | None:
+        """Of its kinds the one that stands for such items, if there is one."""
+        return next((name for name in (task, category) if name in self.kinds), None)
 
-        Raises:
-            ValueError: there are others for some kinds, and none for this item's.
-        """
-        if not self.kinds:
-            return self
-        for kind in (item.task, item.category):
-            if kind in self.kinds:
-                return self.kinds[kind]
-        raise ValueError(
-            f"contenders: {self.name}: expected a schedule for task {item.task!r} or category "
-            f"{item.category!r}, got {', '.join(self.kinds)}"
-        )
+    def of(self, item: Item) -> Contender:
+        """What reads this item: its kind's, or this itself where there are no kinds."""
+        kind = self.kind(item.task, item.category)
+        return self if kind is None else self.kinds[kind]
+
+    def check(self, items: Iterable[Item]) -> None:
+        """Raises ValueError where it has kinds, and none for some of the items."""
+        found = dict.fromkeys((item.task, item.category) for item in items) if self.kinds else {}
+        missing = [task for task, category in found if self.kind(task, category) is None]
+        if missing:
+            raise ValueError(
+                f"contenders: {self.name}: expected a schedule for every task, or for its "
+                f"category, got none for {', '.join(missing)} (there are: {', '.join(self.kinds)})"
+            )
 
 
 def parse_contenders(specs: Iterable[str]) -> list[Contender]:
@@ -99,9 +102,14 @@ def _scheduled(
     source: str, spec: str, name: str, make: Callable[[str, PruningSchedule], Contender]
 ) -> Contender:
     """Of one schedule, or of a folder with one for each kind of items."""
+    if name == "dense":
+        raise ValueError(
+            f"contenders: expected a schedule of another name than dense, which stands for plain "
+            f"transformers, got {spec!r}"
+        )
     if source in shipped_schedules() or not os.path.isdir(source):
         return make(name, _schedule(source, spec))
-    files = sorted(Path(source).glob("*.json"))
+    files = [file for file in sorted(Path(source).glob("[!.]*.json")) if file.is_file()]
     if not files:
         raise ValueError(
             f"contenders: {spec}: expected a folder with a schedule for each task or category "
@@ -200,8 +208,10 @@ def _schedule(source: str, spec: str) -> PruningSchedule:
 
 
 def _short(source: str) -> str:
-    """A file's name without its folder and ending; a shipped name as it is."""
-    return source if source in shipped_schedules() else Path(source).stem
+    """A file's name without its folder and ending, a folder's name; a shipped name as it is."""
+    if source in shipped_schedules():
+        return source
+    return Path(source).resolve().name if os.path.isdir(source) else Path(source).stem
 
 
 def _keep(text: str, spec: str) -> float:

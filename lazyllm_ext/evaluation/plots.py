@@ -51,41 +51,42 @@ def plot_score_against_ttft(report: Report, path: Path) -> Path:
 
 
 def plot_kept_tokens(report: Report, path: Path) -> Path | None:
-    """The part of tokens that is kept, over the prompt, one panel a contender.
+    """The part of tokens that is kept, over the prompt, one panel a contender and kind of items.
 
-    A contender with schedules of its own for some categories has a panel for each of these.
     Returns None, and draws nothing, where no contender drops tokens.
     """
-    groups: dict[str, dict[tuple[int, ...], list[Record]]] = {}
-    for record in report.records:
-        if record.profile:
-            layers = tuple(entry["layer"] for entry in record.profile)
-            groups.setdefault(record.contender, {}).setdefault(layers, []).append(record)
+    groups: dict[str, list[Record]] = {}
+    for contender in report.contenders:
+        for record in report.records:
+            if record.contender == contender.name and record.profile:
+                kind = contender.kind(record.task, record.category)
+                title = ": ".join(filter(None, (contender.name, kind)))
+                groups.setdefault(title, []).append(record)
     if not groups:
         return None
-    figure, panels = _panels(sum(map(len, groups.values())))
-    free = iter(panels)
-    for name, by_layers in groups.items():
-        for layers, records in by_layers.items():
-            categories = dict.fromkeys(record.category for record in records)
-            kinds = f": {', '.join(categories)}" if len(by_layers) > 1 else ""
-            _draw_kept(next(free), f"{name}{kinds}", layers, records)
+    figure, panels = _panels(len(groups))
+    for panel, (title, records) in zip(panels, groups.items(), strict=True):
+        _draw_kept(panel, title, records)
     return _save(figure, report.title, path)
 
 
-def _draw_kept(panel: Any, title: str, layers: tuple[int, ...], records: Sequence[Record]) -> None:
-    """One panel: for each layer the mean over the records, which drop tokens in the same layers."""
-    for entry, layer in enumerate(layers):
+def _draw_kept(panel: Any, title: str, records: Sequence[Record]) -> None:
+    """One panel: for each layer the mean over the records, which are of one schedule."""
+    for entry, layer in enumerate(_layers(records[0])):
         shares = torch.tensor([r.profile[entry]["shares"] for r in records]).mean(dim=0)
         places = (torch.arange(shares.numel()) + 0.5) * 100 / shares.numel()
         label = "before the model" if layer < 0 else f"from layer {layer}"
         panel.step(places.tolist(), (100 * shares).tolist(), where="mid", label=label)
-    panel.set_title(title, fontsize="medium", wrap=True)
+    panel.set_title(title)
     panel.set_ylim(0, 103)
     panel.set_xlabel("place in the prompt, %")
     panel.set_ylabel("tokens kept, %")
     panel.grid(alpha=0.3)
     panel.legend(fontsize=8)
+
+
+def _layers(record: Record) -> list[int]:
+    return [entry["layer"] for entry in record.profile]
 
 
 def _panels(count: int) -> tuple[Any, list[Any]]:

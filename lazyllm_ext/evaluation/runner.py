@@ -61,23 +61,25 @@ class Evaluation:
         self.skipped: list[str] = []
         self.items: list[Item] = []
         for item in items:
-            for contender in contenders:
-                contender.of(item)
             fault = self._too_long(item)
             if fault is None:
                 self.items.append(item)
             else:
                 self.skipped.append(fault)
+        for contender in contenders:
+            contender.check(self.items)
 
     def pending(self) -> list[Job]:
         """What this process has to finish, in the order in which it runs."""
         ordered = sorted(self.contenders, key=lambda contender: not contender.dense)
-        jobs = (
-            Job(self._key(item, contender), item, contender)
-            for item in self.items[self.processes.rank :: self.processes.count]
-            for contender in ordered
-        )
-        return [job for job in jobs if self.records.get(job.key) is None]
+        jobs: dict[str, Job] = {}  # what two contenders have in common runs once
+        for item in self.items[self.processes.rank :: self.processes.count]:
+            for contender in ordered:
+                own = contender.of(item)
+                key = self._key(item, own)
+                if self.records.get(key) is None:
+                    jobs.setdefault(key, Job(key, item, own))
+        return list(jobs.values())
 
     def run(self, done: Callable[[Job, Record], None] = lambda job, record: None) -> None:
         """Finish all that is pending; `done` is called after each record is written.
@@ -107,7 +109,7 @@ class Evaluation:
         found = []
         for item in self.items:
             for contender in self.contenders:
-                record = self.records.get(self._key(item, contender))
+                record = self.records.get(self._key(item, contender.of(item)))
                 if record is not None:
                     found.append(replace(record, contender=contender.name))
         return found
@@ -125,17 +127,21 @@ class Evaluation:
 
     def _warm_up(self, jobs: Sequence[Job]) -> None:
         """Refuse what does not fit, and let the first calls of a process pay for the later ones."""
-        first: dict[int, Job] = {}  # of each contender, and of each of its kinds
-        for job in jobs:
-            first.setdefault(id(job.contender.of(job.item)), job)
-        for job in first.values():
-            short = replace(job.item, prompt=job.item.prompt[:_WARM_UP_CHARACTERS])
+        if not jobs:
+            return
+        first: dict[int, tuple[Contender, Item]] = {}  # an item of each, of other processes' too
+        for item in self.items:
+            for contender in self.contenders:
+                own = contender.of(item)
+                first.setdefault(id(own), (own, item))
+        for own, item in first.values():
+            short = replace(item, prompt=item.prompt[:_WARM_UP_CHARACTERS])
             prompt = self.subject.encode(short)
-            with job.contender.open(self.subject, short, prompt, 0) as session:
+            with own.open(self.subject, short, prompt, 0) as session:
                 session.step(session.prefill().argmax().view(1))
 
     def _key(self, item: Item, contender: Contender) -> str:
-        return key_of(self.model, self.setting, contender.of(item).identity, asdict(item))
+        return key_of(self.model, self.setting, contender.identity, asdict(item))
 
     def _too_long(self, item: Item) -> str | None:
         tokens = self.subject.encode(item).ids.numel()

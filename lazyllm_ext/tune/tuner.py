@@ -158,7 +158,7 @@ def tune(
         ValueError: a model without a place for a boundary, or fewer than two prompts that fit.
     """
     dense = DenseModel(subject.model)
-    fitting, skipped = _fitting(subject, items, wish.new_tokens)
+    fitting, skipped = fitting_prompts(subject, items, wish.new_tokens)
     tuned_ids, checked_ids = halves(fitting)
     bar = _Bar(progress, len(tuned_ids) * (1 + wish.most_runs) + 2 * len(checked_ids))
     references, layers = _references(subject, dense, tuned_ids, wish, bar)
@@ -204,7 +204,7 @@ class _Bar:
         self.step("", self.total - self.done)
 
 
-def _fitting(
+def fitting_prompts(
     subject: Subject, items: Sequence[Item], new_tokens: int
 ) -> tuple[list[Tensor], list[str]]:
     """Tokens of the prompts that fit the model's context, and sentences about the others."""

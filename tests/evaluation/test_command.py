@@ -48,6 +48,29 @@ def test_whole_run_twice(run: Run, folder: Path, tasks: Path, schedule: Path, tm
     )
 
 
+def test_folder_of_schedules(run: Run, folder: Path, tasks: Path, schedule: Path, tmp_path: Path):
+    """Two lengths, and a schedule for each kind: tables of both, and of all together."""
+    lines = [json.loads(line) for line in tasks.read_text().splitlines()]
+    lines[1]["target_tokens"] = 50
+    tasks.write_text("\n".join(map(json.dumps, lines)))
+    tuned = tmp_path / "tuned"
+    tuned.mkdir()
+    (tuned / "qa.json").write_text(schedule.read_text())
+    (tuned / "lm.json").write_text('{"boundaries": [{"layer": 2, "keep": 0.5}]}')
+    arguments = ("eval", folder, "--tasks", tasks, "--contenders", f"dense,{tuned}", "--output")
+    ran = run(*arguments, tmp_path / "out")
+    assert ran.status == 0, ran.stderr
+    for words in (": 50 tokens, against", ": 100 tokens, against", ": All lengths, against"):
+        assert words in ran.stdout
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "| mean of categories | tuned | 4 |" in text.partition("## All lengths")[2]
+    ran = run(*arguments, tuned)
+    assert ran.status == 2
+    assert ran.stderr == (
+        f"lazyllm-ext: --output: expected another folder than that of the schedules, got {tuned}\n"
+    )
+
+
 def test_interrupt_leaves_what_is_finished(
     run: Run, folder: Path, tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

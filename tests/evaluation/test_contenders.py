@@ -71,12 +71,27 @@ class TestNames:
         for item, same in ((QA, str(schedule)), (LM, str(folder / "language-modelling.json"))):
             ours, alone = run(subject, str(folder), item), run(subject, same, item)
             assert (ours.kept, ours.kl, ours.score) == (alone.kept, alone.kl, alone.score)
-        with pytest.raises(ValueError) as error:
-            parse_contender(str(folder)).of(replace(QA, task="sums", category="numbers"))
-        assert str(error.value) == (
-            "contenders: tuned: expected a schedule for task 'sums' or category 'numbers', got "
-            "language-modelling, qa"
-        )
+
+    def test_names_of_folders(
+        self, schedule: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        folder = tmp_path / "tuned-0.5b"
+        folder.mkdir()
+        (folder / "qa.json").write_text(schedule.read_text())
+        (folder / ".qa.json.swp.json").write_text("{")
+        (folder / "old.json").mkdir()
+        assert parse_contender(f"{folder}/").name == "tuned-0.5b"
+        monkeypatch.chdir(folder)
+        assert parse_contender("norevive:.").name == "norevive:tuned-0.5b"
+        assert list(parse_contender(".").kinds) == ["qa"]
+        (tmp_path / "balanced").mkdir()
+        monkeypatch.chdir(tmp_path)
+        assert not parse_contender("balanced").kinds  # a shipped name goes first
+        with pytest.raises(ValueError, match=r"balanced/: expected a folder with a schedule for"):
+            parse_contender("balanced/")
+        folder.rename(tmp_path / "dense")
+        with pytest.raises(ValueError, match="another name than dense, which stands for plain"):
+            parse_contender("dense/")
 
     def test_identity_is_the_schedules_content(self, schedule: Path, tmp_path: Path):
         same = tmp_path / "other.json"

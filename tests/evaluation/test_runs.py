@@ -27,7 +27,7 @@ from lazyllm_ext.evaluation import (
 from lazyllm_ext.evaluation.measure import profile
 from lazyllm_ext.evaluation.page import levels
 from lazyllm_ext.evaluation.sessions import Kept
-from lazyllm_ext.evaluation.summary import bootstrap, generation_speedup
+from lazyllm_ext.evaluation.summary import bootstrap, generation_speedup, heading
 
 from .conftest import LM, QA, TEXT
 
@@ -109,12 +109,22 @@ class TestResuming:
             bad.run()
         assert bad.finished() == []
 
-    def test_schedule_for_each_kind(self, subject: Subject, tmp_path: Path, schedule: Path):
+    def test_schedule_for_each_kind(
+        self,
+        subject: Subject,
+        tmp_path: Path,
+        schedule: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ):
         folder = tmp_path / "tuned"
         folder.mkdir()
         (folder / "qa.json").write_text(schedule.read_text())
-        with pytest.raises(ValueError, match="for task 'lm' or category 'language-modelling', got"):
+        with pytest.raises(ValueError) as error:
             evaluation(subject, tmp_path, [str(folder)])
+        assert str(error.value) == (
+            "contenders: tuned: expected a schedule for every task, or for its category, got none "
+            "for lm (there are: qa)"
+        )
         lm = folder / "lm.json"
         lm.write_text('{"boundaries": [{"layer": 40, "keep": 0.5}]}')
         with pytest.raises(ValueError, match="got layer 40, which is past the end"):
@@ -125,11 +135,21 @@ class TestResuming:
         assert [record.contender for record in done.finished()] == ["tuned", "tuned"]
         layers = [[entry["layer"] for entry in r.profile] for r in done.finished()]
         assert layers == [[1, 3], [2]]
+        assert "<h2>tuned: qa</h2>" in write_page(subject, QA, done.contenders)
         report = make_report("tiny", SETTING, done.contenders, "tuned", done.finished(), [])
+        drawn: list[str] = []
+        monkeypatch.setattr(
+            "lazyllm_ext.evaluation.plots._draw_kept",
+            lambda panel, title, records: drawn.append(f"{title} {len(records)}"),
+        )
         assert (tmp_path / "kept_tokens.png") in write_report(report, tmp_path)
+        assert drawn == ["tuned: qa 1", "tuned: lm 1"]
         # What ran under a schedule's own name counts, and only the changed one runs anew.
         alone = evaluation(subject, tmp_path, [str(schedule)])
         assert [record.item for record in alone.finished()] == ["qa-0"]
+        both = evaluation(subject, tmp_path / "both", [str(folder), str(schedule)])
+        ran = [(job.item.id, job.contender.name) for job in both.pending()]
+        assert ran == [("qa-0", "tuned"), ("lm-0", "tuned"), ("lm-0", "pruned")]
         lm.write_text('{"boundaries": [{"layer": 2, "keep": 0.6}]}')
         again = evaluation(subject, tmp_path, [str(folder)])
         assert [job.item.id for job in again.pending()] == ["lm-0"]
@@ -213,6 +233,8 @@ class TestSummary:
         assert [row.score for row in ours] == pytest.approx([0.45, 0.9, 0.6])
         one = summarize([r for r in records if r.length == 100], ["ours", "dense"], "dense")
         assert {row.length for row in one} == {100}
+        titles = [heading(length) for length in ("all", None, 2000)]
+        assert titles == ["All lengths", "Items without a nominal length", "2,000 tokens"]
 
     def test_only_items_that_all_have(self):
         records = [record("dense", "1", 1.0), record("ours", "1", 0.5), record("dense", "2", 0.0)]

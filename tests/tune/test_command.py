@@ -36,7 +36,6 @@ def test_whole_run(run: Run, folder: Path, prompts: Path, tmp_path: Path):
 def test_schedule_for_each_file(run: Run, folder: Path, prompts: Path, tmp_path: Path):
     kinds, tuned, report = tmp_path / "kinds", tmp_path / "tuned", tmp_path / "report"
     kinds.mkdir()
-    tuned.mkdir()
     lines = prompts.read_text().splitlines(keepends=True)
     (kinds / "qa.jsonl").write_text("".join(lines[:2]))
     (kinds / "lm.jsonl").write_text("".join(lines[2:]) + "{broken\n")
@@ -52,12 +51,39 @@ def test_schedule_for_each_file(run: Run, folder: Path, prompts: Path, tmp_path:
     assert ran.status == 0, ran.stderr
     assert ":\n" not in ran.stdout
     both = [PruningSchedule.load(file) for file in (alone, tuned / "qa.json")]
-    assert both[0].boundaries == both[1].boundaries
-    (kinds / "few.jsonl").write_text(lines[0])
-    ran = run("tune", folder, "--prompts", kinds, "--output", tuned)
+    assert both[0].boundaries == both[1].boundaries != ()
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (1, "few: prompts: expected at least 2, one to tune on and one to check with, got 1"),
+        (0, "few: prompts: expected at least one item, got none"),
+    ],
+)
+def test_a_file_of_several_with_too_few(
+    run: Run, folder: Path, prompts: Path, tmp_path: Path, lines: int, message: str
+):
+    """Said before any of the others is tuned."""
+    kinds = tmp_path / "kinds"
+    kinds.mkdir()
+    (kinds / "enough.jsonl").write_text(prompts.read_text())
+    (kinds / "few.jsonl").write_text("\n".join(prompts.read_text().splitlines()[:lines]))
+    ran = run("tune", folder, "--prompts", kinds, "--output", tmp_path / "tuned", *QUICK)
     assert ran.status == 2
-    few = kinds / "few.jsonl"
-    assert ran.stderr == f"lazyllm-ext: prompts: {few}: expected at least 2, got 1\n"
+    assert ran.stderr == f"lazyllm-ext: {message}\n"
+    assert not (tmp_path / "tuned" / "enough.json").exists()
+
+
+def test_prompts_are_not_written_over(run: Run, folder: Path, prompts: Path, tmp_path: Path):
+    file = tmp_path / "code.json"
+    file.write_text(prompts.read_text())
+    ran = run("tune", folder, "--prompts", file, "--output", tmp_path)
+    assert ran.status == 2
+    assert ran.stderr == (
+        f"lazyllm-ext: --output: expected another folder than that of the prompts {file}\n"
+    )
+    assert file.read_text() == prompts.read_text()
 
 
 def test_says_so_when_nothing_helps(run: Run, folder: Path, prompts: Path, tmp_path: Path):
@@ -100,6 +126,7 @@ def test_chat_template(run: Run, chat_folder: Path, prompts: Path, tmp_path: Pat
         (["--dtype", "int8"], "--dtype: expected one of auto, float32, bfloat16, float16"),
         (["--prompts", "nowhere.jsonl"], "prompts: no such file or folder: 'nowhere.jsonl'"),
         (["--output", "no/where.json"], "--output: no such folder: no"),
+        (["--output", "/dev/null"], "--output: cannot make the folder /dev/null: File exists"),
     ],
 )
 def test_bad_input(
