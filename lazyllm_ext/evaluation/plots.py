@@ -33,7 +33,8 @@ def plot_score_against_ttft(report: Report, path: Path) -> Path:
         rows = [row for row in report.at(length) if row.category == ALL]
         for row in rows:
             # The interval is the difference's; it stands around the score that it belongs to.
-            below, above = row.difference - row.low, row.high - row.difference
+            low, high = row.interval or (row.difference, row.difference)
+            below, above = row.difference - low, high - row.difference
             panel.errorbar(
                 row.ttft_speedup,
                 100 * row.score,

@@ -93,10 +93,10 @@ def make_report(
 
 def cells(row: Row, against: str) -> list[str]:
     """The columns of HEADINGS for one row; scores and differences × 100."""
-    interval = ""
-    if row.contender != against:
-        difference, low, high = (100 * v for v in (row.difference, row.low, row.high))
-        interval = f"{difference:+.2f} [{low:+.2f}, {high:+.2f}]"
+    difference = "" if row.contender == against else f"{100 * row.difference:+.2f}"
+    if difference and row.interval is not None:
+        low, high = row.interval
+        difference += f" [{100 * low:+.2f}, {100 * high:+.2f}]"
     generation = row.generation_speedup
     return [
         "mean of categories" if row.category == ALL else row.category,
@@ -104,7 +104,7 @@ def cells(row: Row, against: str) -> list[str]:
         str(row.items),
         f"{100 * row.score:.2f}",
         "" if row.relative is None else f"{row.relative:.3f}",
-        interval,
+        difference,
         f"{row.ttft_speedup:.2f}",
         "" if generation is None else f"{generation:.2f}",
         f"{row.computed_percent:.2f}",
@@ -119,7 +119,8 @@ def to_markdown(report: Report) -> str:
     lines = [f"# {report.title}", ""]
     lines += [
         f"Compared with `{report.against}`: differences of scores × 100 with 95 % intervals "
-        "(paired bootstrap), speed-ups as medians over the items, ratios of operations as means.",
+        "(paired bootstrap; none where a task has one item), speed-ups as medians over the items, "
+        "ratios of operations as means.",
         "",
     ]
     for length in report.lengths:

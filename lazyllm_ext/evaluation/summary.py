@@ -31,7 +31,8 @@ class Row:
         score: 0 … 1.
         relative: the score over the other's; None where that is 0.
         difference: of the scores, this one's minus the other's.
-        low, high: 95 % interval of the difference, by paired bootstrap over the items.
+        interval: of the difference, its 95 % bounds by paired bootstrap over the items; None where
+            a task has one item, which says nothing of how they vary.
         ttft_speedup: median over the items.
         generation_speedup: of as many tokens as the other's answer has, the first included; median
             over the items where both rates are known; None where there is no such item.
@@ -48,8 +49,7 @@ class Row:
     score: float
     relative: float | None
     difference: float
-    low: float
-    high: float
+    interval: tuple[float, float] | None
     ttft_speedup: float
     generation_speedup: float | None
     computed_percent: float
@@ -95,7 +95,6 @@ def heading(length: Length) -> str:
 
 
 def _row(length: Length, category: str, contender: str, pairs: Sequence[Pair]) -> Row:
-    low, high = bootstrap(pairs)
     rates = [speedup for pair in pairs if (speedup := generation_speedup(*pair)) is not None]
     score = balanced_mean(pairs, lambda own, other: own.score)
     others = balanced_mean(pairs, lambda own, other: other.score)
@@ -107,8 +106,7 @@ def _row(length: Length, category: str, contender: str, pairs: Sequence[Pair]) -
         score=score,
         relative=score / others if others else None,
         difference=balanced_mean(pairs, lambda own, other: own.score - other.score),
-        low=low,
-        high=high,
+        interval=bootstrap(pairs),
         ttft_speedup=median(other.ttft_seconds / own.ttft_seconds for own, other in pairs),
         generation_speedup=median(rates) if rates else None,
         computed_percent=balanced_mean(pairs, lambda own, other: own.computed_percent),
@@ -144,8 +142,8 @@ def generation_speedup(own: Record, other: Record) -> float | None:
     return (other.ttft_seconds + other.decode_seconds) / (own.ttft_seconds + more * rate)
 
 
-def bootstrap(pairs: Sequence[Pair], resamples: int = RESAMPLES) -> tuple[float, float]:
-    """95 % interval of the balanced mean of score differences.
+def bootstrap(pairs: Sequence[Pair], resamples: int = RESAMPLES) -> tuple[float, float] | None:
+    """95 % interval of the balanced mean of score differences; None where a task has one item.
 
     Items are drawn anew within each task, both contenders' scores of an item together. The draws
     depend on the task's name and size alone: they are the same in every run, for all contenders.
@@ -153,6 +151,8 @@ def bootstrap(pairs: Sequence[Pair], resamples: int = RESAMPLES) -> tuple[float,
     tasks: dict[tuple[str, str], list[float]] = {}
     for own, other in pairs:
         tasks.setdefault((own.category, own.task), []).append(own.score - other.score)
+    if min(map(len, tasks.values())) < 2:
+        return None
     categories: dict[str, list[Tensor]] = {}
     for (category, task), differences in tasks.items():
         count = len(differences)

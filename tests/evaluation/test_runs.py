@@ -26,6 +26,7 @@ from lazyllm_ext.evaluation import (
 )
 from lazyllm_ext.evaluation.measure import profile
 from lazyllm_ext.evaluation.page import levels
+from lazyllm_ext.evaluation.report import cells
 from lazyllm_ext.evaluation.sessions import Kept
 from lazyllm_ext.evaluation.summary import bootstrap, generation_speedup, heading
 
@@ -219,7 +220,18 @@ class TestSummary:
         assert rows["x", "ours"].ttft_speedup == 2.0
         assert rows["x", "ours"].operations_ratio == 2.5
         assert rows["x", "ours"].items == 4
-        assert rows["all", "dense"].low == rows["all", "dense"].high == 0.0
+        assert {row.interval for row in rows.values()} == {None}  # a task of one item in each
+
+    def test_interval_of_several_items(self):
+        records = []
+        for item, score in (("1", 0.5), ("2", 0.3)):
+            records += [record("dense", item, 1.0), record("ours", item, score)]
+        dense, ours = summarize(records, ["dense", "ours"], "dense")[:2]
+        assert dense.interval == (0.0, 0.0)
+        assert ours.interval == pytest.approx((-0.7, -0.5))
+        assert cells(ours, "dense")[5] == "-60.00 [-70.00, -50.00]"
+        alone = summarize(records[:2], ["dense", "ours"], "dense")[1]
+        assert cells(alone, "dense")[5] == "-50.00"
 
     def test_all_lengths_come_last(self):
         """Two items of one length and one of the other: the task's mean is over the three."""
@@ -260,7 +272,7 @@ class TestSummary:
             base = chance.random()
             ours = record("ours", str(number), base + 0.2 + chance.uniform(-0.1, 0.1))
             pairs.append((ours, record("dense", str(number), base)))
-        low, high = bootstrap(pairs)
+        low, high = bootstrap(pairs) or (0.0, 0.0)
         assert (low, high) == bootstrap(pairs)
         # The standard error is 0.2 / √12 / √100 = 0.0058; 95 % are ± 1.96 of them.
         assert 0.17 < low < 0.2 < high < 0.23
