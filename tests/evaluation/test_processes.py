@@ -56,7 +56,7 @@ def test_two_processes_give_what_one_gives(
     assert sorted(file.name for file in two.iterdir()) == sorted(
         file.name for file in one.iterdir()
     )
-    kept = ("category", "contender", "items", "score", "difference", "low", "high", "kl")
+    kept = ("category", "contender", "items", "score", "difference", "interval", "kl")
     rows = [
         [tuple(row[name] for name in kept) for row in json.loads(file.read_text())["rows"]]
         for file in (one / "report.json", two / "report.json")
