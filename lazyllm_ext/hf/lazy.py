@@ -147,7 +147,7 @@ class Lazy:
         given = {name: value for name, value in call.items() if value is not None}
         cache = self._cache_for(None, lazy_schedule)
         self._run(given, cache)
-        cache.document = None if input_ids is None else input_ids.clone()
+        cache.document = None if input_ids is None else input_ids.to(torch.int64, copy=True)
         return cache
 
     def save(self, cache: LazyCache, path: str | os.PathLike[str]) -> None:

@@ -74,6 +74,24 @@ def test_saved_and_loaded(name: str, document: str, ids: Tensor, tmp_path: Path)
         assert other.report().tokens_per_stage == lazy.report().tokens_per_stage
 
 
+def test_tokens_of_32_bits_and_files_without_them(
+    model: nn.Module, ids: Tensor, tmp_path: Path
+) -> None:
+    lazy = lazyllm_ext.apply(model, PRUNING)
+    path = tmp_path / "document"
+    lazy.save(lazy.prefill(ids[:1].int()), path)
+    asked = _questions(_documents(ids)["one"])[0]
+    expected = generate(model, **asked, past_key_values=lazy.load(path))
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    assert torch.equal(tensors.pop("document"), ids[:1])
+    save_file(tensors, path, metadata)  # as versions before wrote it
+    assert_same_generation(
+        generate(model, **asked, past_key_values=lazy.load(path)), expected, tolerance=0
+    )
+
+
 @pytest.mark.parametrize("document", ["one", "padded"])
 def test_another_document_is_refused(
     model: nn.Module, ids: Tensor, document: str, tmp_path: Path
