@@ -322,24 +322,23 @@ class TestRefused:
             lazy.load(path)
 
     @pytest.mark.parametrize(
-        "absent", [torch.zeros(()), torch.zeros(3, 13), torch.zeros(3, 14, dtype=torch.bool)]
+        ("name", "tensor"),
+        [
+            ("absent", torch.zeros(())),
+            ("absent", torch.zeros(3, 13)),
+            ("absent", torch.zeros(3, 14, dtype=torch.bool)),
+            ("document", torch.zeros(())),
+            ("document", torch.zeros(3, 13)),
+            ("document", torch.zeros(3, 14, dtype=torch.int64)),
+        ],
     )
-    def test_a_damaged_mask(self, lazy: Any, path: Path, absent: Tensor) -> None:
+    def test_a_damaged_mask_or_document(
+        self, lazy: Any, path: Path, name: str, tensor: Tensor
+    ) -> None:
         tensors = load_file(path)
         with safe_open(path, "pt") as file:
             metadata = file.metadata()
-        save_file({**tensors, "absent": absent}, path, metadata)
-        with pytest.raises(ValueError, match="expected a saved prefill, got a damaged one"):
-            lazy.load(path)
-
-    @pytest.mark.parametrize(
-        "document", [torch.zeros(()), torch.zeros(3, 13), torch.zeros(3, 14).long()]
-    )
-    def test_a_damaged_document(self, lazy: Any, path: Path, document: Tensor) -> None:
-        tensors = load_file(path)
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata()
-        save_file({**tensors, "document": document}, path, metadata)
+        save_file({**tensors, name: tensor}, path, metadata)
         with pytest.raises(ValueError, match="expected a saved prefill, got a damaged one"):
             lazy.load(path)
 
