@@ -82,7 +82,7 @@ def _evaluate(request: Request, processes: Processes) -> int:
     with as_input_error(ValueError):
         require_matplotlib()
         contenders = parse_contenders(request.contenders)
-        _check_output(request)
+        _check_output(request.output, contenders)
         against = _against(request.against, contenders)
         tasks = _read(request)
         items = choose(tasks.items, request.lengths, request.limit).items
@@ -132,13 +132,13 @@ def _evaluate(request: Request, processes: Processes) -> int:
     return 0
 
 
-def _check_output(request: Request) -> None:
+def _check_output(output: Path, contenders: Sequence[Contender]) -> None:
     """The report would be read as one of a folder's schedules."""
-    for spec in request.contenders:
-        source = Path(spec.strip().rpartition(":")[2])
-        if source.is_dir() and request.output.is_dir() and source.samefile(request.output):
+    for contender in contenders:
+        folder = contender.folder
+        if folder is not None and output.exists() and folder.samefile(output):
             raise CommandError(
-                f"--output: expected another folder than that of the schedules, got {source}"
+                f"--output: expected another folder than that of the schedules, got {folder}"
             )
 
 

@@ -90,6 +90,8 @@ def run(request: Request) -> int:
                 fitting, skipped = fitting_prompts(subject, aim.items, request.wish.new_tokens)
                 say_skipped(skipped, "prompts")
                 halves(fitting)
+        if aims[0].kind:
+            _make(request.output)
     title = f"{folder.name}, {str(model.dtype).removeprefix('torch.')}, {model.device.type}"
     for aim in aims:
         with as_input_error(ValueError, TypeError), _bar(aim.kind) as progress:
@@ -118,6 +120,7 @@ def _aims(request: Request) -> list[Aim]:
     output, report = request.output, request.report
     if output.suffix == ".json" and not output.is_dir():
         prompts = read_prompts(request.prompts)
+        _not_over(request.prompts, output)
         return [Aim("", prompts.items[: request.limit], prompts.faults, output, report)]
     aims = []
     for file in files_of([request.prompts], "prompts"):
@@ -125,15 +128,24 @@ def _aims(request: Request) -> list[Aim]:
         with _naming(kind):
             prompts = read_prompts(file)
         target = output / f"{kind}.json"
-        if target.exists() and target.samefile(file):
-            raise ValueError(f"--output: expected another folder than that of the prompts {target}")
+        _not_over(file, target)
         place = None if report is None else report / kind
         aims.append(Aim(kind, prompts.items[: request.limit], prompts.faults, target, place))
-    try:
-        output.mkdir(exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"--output: cannot make the folder {output}: {error.strerror}") from error
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"--output: cannot make the folder {output}: there is a file")
     return aims
+
+
+def _not_over(prompts: Path, target: Path) -> None:
+    if target.exists() and target.samefile(prompts):
+        raise ValueError(f"--output: expected another path than that of the prompts, got {target}")
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--output: cannot make the folder {folder}: {error.strerror}") from error
 
 
 @contextmanager

@@ -36,6 +36,7 @@ class Contender:
         seeds: how many runs with other seeds are averaged.
         dense: whether it is plain transformers.
         kinds: what it is for a task or category, by name; empty where it is the same for all.
+        folder: that the kinds were read from.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Contender:
     seeds: int = 1
     dense: bool = False
     kinds: Mapping[str, Contender] = field(default_factory=dict)
+    folder: Path | None = None
 
     def kind(self, task: str, category: str) -> str | None:
         """Of its kinds the one that stands for such items, if there is one."""
@@ -57,7 +59,7 @@ class Contender:
     def check(self, items: Iterable[Item]) -> None:
         """Raises ValueError where it has kinds, and none for some of the items."""
         found = dict.fromkeys((item.task, item.category) for item in items) if self.kinds else {}
-        missing = [task for task, category in found if self.kind(task, category) is None]
+        missing = dict.fromkeys(task for task, kind in found if self.kind(task, kind) is None)
         if missing:
             raise ValueError(
                 f"contenders: {self.name}: expected a schedule for every task, or for its "
@@ -115,7 +117,8 @@ def _scheduled(
             f"contenders: {spec}: expected a folder with a schedule for each task or category "
             "(code.json for code), got one without JSON files"
         )
-    return _by_kind(name, {file.stem: make(name, PruningSchedule.load(file)) for file in files})
+    kinds = {file.stem: make(name, PruningSchedule.load(file)) for file in files}
+    return replace(_by_kind(name, kinds), folder=Path(source))
 
 
 def _by_kind(name: str, kinds: Mapping[str, Contender]) -> Contender:

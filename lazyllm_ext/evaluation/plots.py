@@ -33,12 +33,14 @@ def plot_score_against_ttft(report: Report, path: Path) -> Path:
         rows = [row for row in report.at(length) if row.category == ALL]
         for row in rows:
             # The interval is the difference's; it stands around the score that it belongs to.
-            low, high = row.interval or (row.difference, row.difference)
-            below, above = row.difference - low, high - row.difference
+            around = None
+            if row.interval is not None:
+                below, above = row.difference - row.interval[0], row.interval[1] - row.difference
+                around = [[100 * max(0.0, below)], [100 * max(0.0, above)]]
             panel.errorbar(
                 row.ttft_speedup,
                 100 * row.score,
-                yerr=[[100 * max(0.0, below)], [100 * max(0.0, above)]],
+                yerr=around,
                 marker="o",
                 capsize=3,
                 label=row.contender,

@@ -233,7 +233,7 @@ def files_of(paths: Iterable[str | os.PathLike[str]], what: str) -> list[Path]:
     for name in paths:
         path = Path(name)
         if path.is_dir():
-            inside = sorted(path.glob("*.jsonl"))
+            inside = sorted(path.glob("[!.]*.jsonl"))
             if not inside:
                 raise ValueError(f"{what}: expected *.jsonl files, got none in {str(path)!r}")
             files += inside

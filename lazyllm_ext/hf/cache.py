@@ -61,7 +61,8 @@ class LazyCache(Cache):
         # [B, ≤ columns] bool, on the state's device: the columns without a token. Columns past its
         # width hold a token in every sequence. None: there is no column without.
         self.absent: Tensor | None = None
-        # [B, ≤ columns] int64: what a document that was read by itself begins with.
+        # [B, ≤ columns] int64, below 0 where there is no token: a document that was read by itself.
+        # None: it is not known.
         self.document: Tensor | None = None
         self.running = False
         # Whether the next call's mask is the last one's and ones, and so is not passed.
@@ -239,6 +240,15 @@ class LazyCache(Cache):
         self.columns = left
         if self.turn is not None:
             self.turn = self.turn.cropped(self.state.host_length)
+
+    def remember(self, ids: Tensor | None) -> None:
+        """Keep the tokens, [B, columns], of a document that was read by itself, if they are known.
+
+        Columns without a token stand for nothing, whatever their id is.
+        """
+        self.document = None if ids is None else ids.to(torch.int64, copy=True)
+        if self.document is not None and self.absent is not None:
+            self.document[:, : self.absent.size(1)].masked_fill_(self.absent, -1)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Sequence b becomes what sequence beam_idx[b] was."""

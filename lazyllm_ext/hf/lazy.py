@@ -147,7 +147,7 @@ class Lazy:
         given = {name: value for name, value in call.items() if value is not None}
         cache = self._cache_for(None, lazy_schedule)
         self._run(given, cache)
-        cache.document = None if input_ids is None else input_ids.to(torch.int64, copy=True)
+        cache.remember(input_ids)
         return cache
 
     def save(self, cache: LazyCache, path: str | os.PathLike[str]) -> None:
@@ -342,7 +342,7 @@ class Lazy:
 
     def _generate(self, arguments: dict[str, Any], cache: LazyCache, progress: Any) -> Any:
         if cache.columns:
-            refuse_turn(arguments, cache.columns, cache.document)
+            refuse_turn(arguments, self.model.generation_config, cache.columns, cache.document)
             refuse_drafts_of_turn(arguments, self.model.generation_config, cache.columns)
         cache.begin_generation(arguments.get("position_ids") is not None, progress)
         try:

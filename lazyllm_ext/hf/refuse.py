@@ -25,6 +25,9 @@ _SUPPORTED_MODES = (
     "lookup, with the cache it makes itself"
 )
 
+# Each makes so many sequences of one.
+_SEVERAL = ("num_beams", "num_return_sequences")
+
 _SERVED = (
     "input_ids",
     "inputs_embeds",
@@ -106,13 +109,15 @@ def refuse_generation(mode: GenerationMode, config: GenerationConfig) -> None:
             )
 
 
-def refuse_turn(arguments: Mapping[str, Any], columns: int, document: Tensor | None) -> None:
-    """Refuse inputs that do not go on from a cache.
+def refuse_turn(
+    arguments: Mapping[str, Any], config: Any, columns: int, document: Tensor | None
+) -> None:
+    """Refuse inputs that do not go on from a cache. New tokens alone, with the mask of all, do.
 
     Args:
+        config: the model's own for generation.
         columns: that the cache holds.
-        document: [B, ≤ columns] int64 that it begins with, for each of the inputs' sequences or
-            for each of their beams; None: it is not known.
+        document: see `LazyCache.document`, of the inputs' sequences or of their beams.
 
     Raises:
         NotSupportedError: no more columns than that; transformers would cut them at a wrong place.
@@ -122,33 +127,41 @@ def refuse_turn(arguments: Mapping[str, Any], columns: int, document: Tensor | N
     mask = arguments.get("attention_mask")
     for name in ("inputs", "input_ids", "inputs_embeds"):
         given = arguments.get(name)
-        if not isinstance(given, Tensor) or given.dim() < 2 or given.size(1) > columns:
+        if not isinstance(given, Tensor) or given.dim() < 2:
             continue
-        if name != "inputs_embeds" and mask is not None and mask.size(1) != given.size(1):
+        ids = name != "inputs_embeds"
+        if ids and mask is not None and mask.shape[-1:] != given.shape[1:2]:
             continue
-        raise NotSupportedError(
-            f"{name}: expected the whole conversation, longer than the {columns} columns that "
-            f"{CACHE_NAME} holds, got {given.size(1)} columns"
-        )
-    if document is not None:
-        _refuse_other_document(arguments, document)
-
-
-def _refuse_other_document(arguments: Mapping[str, Any], document: Tensor) -> None:
-    sequences, columns = document.shape
-    for name in ("inputs", "input_ids"):
-        given = arguments.get(name)
-        if not isinstance(given, Tensor) or given.dim() < 2 or sequences % given.size(0):
-            continue
-        begins = given[:, :columns].repeat_interleave(sequences // given.size(0), dim=0)
-        other = (begins != document.to(given.device)).nonzero()
-        if other.numel():
-            sequence, column = other[0].tolist()
-            raise ValueError(
-                f"{name}: expected to begin with the {columns} tokens of the document that "
-                f"{CACHE_NAME} holds, got {int(begins[sequence, column])} instead of "
-                f"{int(document[sequence, column])} in column {column}"
+        if given.size(1) <= columns:
+            raise NotSupportedError(
+                f"{name}: expected the whole conversation, longer than the {columns} columns that "
+                f"{CACHE_NAME} holds, got {given.size(1)} columns"
             )
+        if ids and document is not None:
+            times = max(_asked(arguments, config, way) for way in _SEVERAL)
+            _refuse_other_document(name, given.repeat_interleave(times, dim=0), document)
+
+
+def _refuse_other_document(name: str, given: Tensor, document: Tensor) -> None:
+    columns = document.size(1)
+    begins = given[:, :columns]
+    if begins.shape != document.shape:
+        return  # another number of sequences: what is refused then says so
+    other = ((document >= 0) & (begins != document.to(given.device)).to(document.device)).nonzero()
+    if other.numel():
+        sequence, column = other[0].tolist()
+        raise ValueError(
+            f"{name}: expected to begin with the {columns} tokens of the document that "
+            f"{CACHE_NAME} holds, got {int(begins[sequence, column])} instead of "
+            f"{int(document[sequence, column])} in column {column}"
+        )
+
+
+def _asked(arguments: Mapping[str, Any], config: Any, option: str) -> int:
+    """A number that a call of generate asks for, or a configuration does; 1 where none does."""
+    given = arguments.get("generation_config")
+    asked = (arguments.get(option), getattr(given, option, None), getattr(config, option, None))
+    return next((number for number in asked if number), 1)
 
 
 def refuse_drafts_of_turn(arguments: Mapping[str, Any], config: Any, columns: int) -> None:

@@ -19,6 +19,7 @@ from .cache import LazyCache, Plan
 
 _FORMAT = "lazyllm-ext prefill 1"
 _ADAPTERS = ("active_adapters", "disable_adapters", "merged_adapters", "scaling")  # PEFT's names
+_OF_COLUMNS = {"absent": torch.bool, "document": torch.int64}  # of a cache, where it has them
 _SAMPLES = 4096  # elements of a parameter that its fingerprint reads
 
 
@@ -57,10 +58,10 @@ def save(cache: LazyCache, model: str, path: str | os.PathLike[str]) -> None:
     if cache.state is None:
         raise ValueError("cache: expected a cache that has been used, got an empty one")
     tensors = to_tensors(cache.state, cache.plan.spec)
-    if cache.absent is not None:
-        tensors["absent"] = cache.absent
-    if cache.document is not None:
-        tensors["document"] = cache.document
+    for name in _OF_COLUMNS:
+        tensor: Tensor | None = getattr(cache, name)
+        if tensor is not None:
+            tensors[name] = tensor.contiguous()
     metadata = {
         "format": _FORMAT,
         "model": model,
@@ -97,8 +98,8 @@ def load(
             f"{where}: expected a saved prefill, got a damaged one or another file: {error}"
         ) from error
     cache = LazyCache(plan)
-    cache.absent = tensors.pop("absent", None)
-    cache.document = tensors.pop("document", None)
+    for name in _OF_COLUMNS:
+        setattr(cache, name, tensors.pop(name, None))
     try:
         cache.state = from_tensors(plan.spec, tensors)
     except (ValueError, IndexError, RuntimeError, TypeError) as error:
@@ -109,21 +110,20 @@ def load(
     if got != dtype:
         raise ValueError(f"{where}: expected {dtype}, got {got}")
     cache.columns = int(metadata["columns"])
-    lengths = cache.state.host_length
-    absent = cache.absent
-    fits = absent is None or (
-        absent.dtype == torch.bool
-        and absent.dim() == 2
-        and absent.size(0) == len(lengths)
-        and absent.size(1) <= cache.columns
-    )
-    document = cache.document
-    if document is not None:
-        fits &= document.dtype == torch.int64 and document.dim() == 2
-        fits = fits and document.size(0) == len(lengths) and document.size(1) <= cache.columns
-    if cache.columns < max(lengths) or not fits:
+    if cache.columns < max(cache.state.host_length) or not all(
+        _fits(cache, getattr(cache, name), kind) for name, kind in _OF_COLUMNS.items()
+    ):
         raise ValueError(f"{where}: expected a saved prefill, got a damaged one")
     return cache
+
+
+def _fits(cache: LazyCache, tensor: Tensor | None, kind: torch.dtype) -> bool:
+    """Whether it says something of each sequence's columns, or is not there."""
+    if tensor is None:
+        return True
+    if tensor.dtype != kind or tensor.dim() != 2:
+        return False
+    return tensor.size(0) == cache.batch_size and tensor.size(1) <= cache.columns
 
 
 def _rules(plan: Plan) -> dict[str, Any]:

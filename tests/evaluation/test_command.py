@@ -71,6 +71,19 @@ def test_folder_of_schedules(run: Run, folder: Path, tasks: Path, schedule: Path
     )
 
 
+def test_results_that_are_called_as_a_contender(
+    run: Run, folder: Path, tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Twice: the second run goes on from the first one's folder."""
+    monkeypatch.chdir(tmp_path)
+    for name, contender in (("dense", "dense"), ("balanced", "random:balanced")):
+        for _ in range(2):
+            ran = run("eval", folder, "--tasks", tasks, "--contenders", contender, "--limit", 1,
+                      "--output", name)  # fmt: skip
+            assert ran.status == 0, ran.stderr
+        assert len(records(tmp_path / name)) == 2
+
+
 def test_interrupt_leaves_what_is_finished(
     run: Run, folder: Path, tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -86,7 +86,8 @@ def test_broken_lines_are_named_and_left_out(tmp_path: Path):
 def test_folder_in_the_order_of_names(tmp_path: Path):
     for name in ("b", "a"):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps({**GOOD, "id": name}))
-    (tmp_path / "notes.txt").write_text("no item")
+    for other in ("notes.txt", "._a.jsonl"):
+        (tmp_path / other).write_text("no item")
     tasks = read_tasks([tmp_path, tmp_path / "a.jsonl"])  # a file that is there already
     assert [(item.id, item.task) for item in tasks.items] == [("a", "a"), ("b", "b")]
 

@@ -125,6 +125,56 @@ def test_another_document_is_refused(
     assert_same_generation(got, expected, tolerance=0)
 
 
+def test_what_is_not_the_document_is_not_compared(model: nn.Module, ids: Tensor) -> None:
+    """The ids of columns without a token, and questions alone, with the mask of everything."""
+    lazy = lazyllm_ext.apply(model, PRUNING)
+    prompt = _documents(ids)["padded"]
+    document = lazy.prefill(**prompt)
+    asked = _questions(prompt)[0]
+    expected = generate(model, **asked, past_key_values=document.copy())
+    blank = asked["attention_mask"] == 0
+    again = {**asked, "input_ids": asked["input_ids"].masked_fill(blank, 77)}
+    got = generate(model, **again, past_key_values=document.copy())
+    got.sequences[:, :16] = expected.sequences[:, :16]
+    assert_same_generation(got, expected, tolerance=0)
+    for width in (3, 20):  # shorter and longer than the document
+        question = torch.arange(11, 11 + width).repeat(3, 1)
+        mask = torch.cat([prompt["attention_mask"], torch.ones_like(question)], dim=1)
+        ways = {"attention_mask": mask, "max_new_tokens": 2, "min_new_tokens": 2}
+        whole = torch.cat([prompt["input_ids"], question], dim=1)
+        both = model.generate(whole, past_key_values=document.copy(), **ways)
+        alone = model.generate(question, past_key_values=document.copy(), **ways)
+        assert torch.equal(alone[:, width:], both[:, 13 + width :])
+
+
+def test_a_question_for_another_number_of_documents(model: nn.Module, ids: Tensor) -> None:
+    lazy = lazyllm_ext.apply(model, PRUNING)
+    document = lazy.prefill(ids)
+    one = torch.cat([ids[1:2] + 1, ids[1:2, :3]], dim=1)
+    with pytest.raises(ValueError, match="expected 3 sequences as in cache, got 1"):
+        model.generate(one, past_key_values=document, max_new_tokens=2)
+    with pytest.raises(ValueError, match=r"expected at least one token, got shape \[0, 3\]"):
+        model.generate(one[:0], past_key_values=document, max_new_tokens=2)
+
+
+@pytest.mark.parametrize("document", ["transposed", "cropped"])
+def test_tensors_that_are_views_are_saved(
+    model: nn.Module, ids: Tensor, document: str, tmp_path: Path
+) -> None:
+    lazy = lazyllm_ext.apply(model, PRUNING)
+    prompt = _documents(ids)["padded"]
+    if document == "transposed":
+        prompt = {name: tensor.t().contiguous().t() for name, tensor in prompt.items()}
+    cache = lazy.prefill(**prompt)
+    if document == "cropped":
+        cache.crop(11)
+    lazy.save(cache, tmp_path / "document")
+    asked = _questions(prompt)[0]
+    expected = generate(model, **asked, past_key_values=cache)
+    got = generate(model, **asked, past_key_values=lazy.load(tmp_path / "document"))
+    assert_same_generation(got, expected, tolerance=0)
+
+
 @pytest.mark.parametrize("max_revive", [None, 1])
 @pytest.mark.parametrize("document", ["one", "padded"])
 def test_copies_share_what_is_there(
@@ -324,12 +374,14 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("name", "tensor"),
         [
-            ("absent", torch.zeros(())),
-            ("absent", torch.zeros(3, 13)),
-            ("absent", torch.zeros(3, 14, dtype=torch.bool)),
-            ("document", torch.zeros(())),
-            ("document", torch.zeros(3, 13)),
-            ("document", torch.zeros(3, 14, dtype=torch.int64)),
+            (name, tensor)
+            for name, kind in (("absent", torch.bool), ("document", torch.int64))
+            for tensor in (
+                torch.zeros(3, 13),
+                torch.zeros((), dtype=kind),
+                torch.zeros(2, 13, dtype=kind),
+                torch.zeros(3, 14, dtype=kind),
+            )
         ],
     )
     def test_a_damaged_mask_or_document(

@@ -72,18 +72,19 @@ def test_a_file_of_several_with_too_few(
     ran = run("tune", folder, "--prompts", kinds, "--output", tmp_path / "tuned", *QUICK)
     assert ran.status == 2
     assert ran.stderr == f"lazyllm-ext: {message}\n"
-    assert not (tmp_path / "tuned" / "enough.json").exists()
+    assert not (tmp_path / "tuned").exists()
 
 
 def test_prompts_are_not_written_over(run: Run, folder: Path, prompts: Path, tmp_path: Path):
     file = tmp_path / "code.json"
     file.write_text(prompts.read_text())
-    ran = run("tune", folder, "--prompts", file, "--output", tmp_path)
-    assert ran.status == 2
-    assert ran.stderr == (
-        f"lazyllm-ext: --output: expected another folder than that of the prompts {file}\n"
-    )
-    assert file.read_text() == prompts.read_text()
+    for output in (tmp_path, file):
+        ran = run("tune", folder, "--prompts", file, "--output", output)
+        assert ran.status == 2
+        assert ran.stderr == (
+            f"lazyllm-ext: --output: expected another path than that of the prompts, got {file}\n"
+        )
+        assert file.read_text() == prompts.read_text()
 
 
 def test_says_so_when_nothing_helps(run: Run, folder: Path, prompts: Path, tmp_path: Path):
@@ -126,7 +127,7 @@ def test_chat_template(run: Run, chat_folder: Path, prompts: Path, tmp_path: Pat
         (["--dtype", "int8"], "--dtype: expected one of auto, float32, bfloat16, float16"),
         (["--prompts", "nowhere.jsonl"], "prompts: no such file or folder: 'nowhere.jsonl'"),
         (["--output", "no/where.json"], "--output: no such folder: no"),
-        (["--output", "/dev/null"], "--output: cannot make the folder /dev/null: File exists"),
+        (["--output", "/dev/null"], "--output: cannot make the folder /dev/null: there is a file"),
     ],
 )
 def test_bad_input(
