@@ -155,4 +155,4 @@ def test_the_demo(run: Callable[..., Ran]):
     assert 3500 < data["prompt_tokens"] < 4500
     assert "72 feet" in data["dense"]["answer"]
     assert "72 feet" in data["lazy"]["answer"]
-    assert data["lazy"]["stages"][3]["tokens"] < 0.2 * data["prompt_tokens"]
+    assert data["lazy"]["stages"][-1]["tokens"] < 0.6 * data["prompt_tokens"]
