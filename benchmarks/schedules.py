@@ -59,10 +59,13 @@ def compare(
         first = {item.id for item in ev.choose(chosen, wanted, skip).items}
         items = [item for item in chosen if item.id not in first]
         candidates = list(_read(schedules))
-    if not items or not candidates:
-        raise CommandError(
-            f"schedules: expected items and schedules, got {len(items)} and {len(candidates)}"
-        )
+    if not candidates:
+        raise CommandError(f"schedules: expected a schedule a line, got none in {schedules}")
+    for length in wanted:
+        if not any(item.target_tokens == length for item in items):
+            raise CommandError(
+                f"schedules: expected items of {length} tokens after the first {skip}, got none"
+            )
     folder = find_folder(model, quiet=False)
     tokenizer, loaded = load(folder, dtype, pick_device("cpu"))
     subject, dense = ev.Subject(loaded, tokenizer), DenseModel(loaded)
@@ -97,22 +100,21 @@ def compare(
 
 
 def _read(path: Path) -> Iterator[PruningSchedule]:
-    """The schedules of a file's lines; those without a boundary, the dense model, are refused."""
+    """The schedules of a file's lines."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"schedules: cannot read {str(path)!r}: {error}") from error
-    for number, line in enumerate(lines, start=1):
+    for line in lines:
         if line.strip():
-            schedule = PruningSchedule.from_json(line)
-            if not schedule.boundaries:
-                raise ValueError(f"schedules: line {number}: expected boundaries, got none")
-            yield schedule
+            yield PruningSchedule.from_json(line)
 
 
 def _placed(schedule: PruningSchedule, dense: DenseModel, model: str) -> PruningSchedule:
     """The same with boundaries by layer, as `trial.run` takes them."""
     mine = schedule.for_model(model)
+    if not mine.boundaries:
+        raise ValueError("schedules: expected boundaries, got a schedule without")
     full: Sequence[bool] = [layer.window == 0 for layer in dense.decoder.layers]
     layers = mine.resolve(full).layers
     if len(layers) != len(mine.boundaries):

@@ -122,7 +122,8 @@ def refuse_turn(
     Raises:
         NotSupportedError: no more columns than that; transformers would cut them at a wrong place.
         ValueError: other tokens than the document's: its keys and values would stand for words
-            that they do not belong to.
+            that they do not belong to; or a mask of other columns than these inputs, alone or with
+            the cache's, which would lead to other positions.
     """
     mask = arguments.get("attention_mask")
     for name in ("inputs", "input_ids", "inputs_embeds"):
@@ -131,6 +132,12 @@ def refuse_turn(
             continue
         ids = name != "inputs_embeds"
         if ids and mask is not None and mask.shape[-1:] != given.shape[1:2]:
+            whole = columns + given.size(1)
+            if mask.shape[-1:] != (whole,):
+                raise ValueError(
+                    f"attention_mask: expected {given.size(1)} columns, as {name} has, or {whole}, "
+                    f"with those that {CACHE_NAME} holds, got shape {list(mask.shape)}"
+                )
             continue
         if given.size(1) <= columns:
             raise NotSupportedError(

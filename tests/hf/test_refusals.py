@@ -387,3 +387,11 @@ def test_a_turn_that_does_not_go_on_from_its_cache(model: nn.Module, ids: Tensor
     )
     assert more.shape == (3, 6)
     assert past.get_seq_length() == 25
+    for width in (11, 30):  # it would have other positions
+        mask = torch.ones(3, width, dtype=torch.long)
+        with pytest.raises(ValueError) as error:
+            model.generate(ids[:, :4], past_key_values=past, attention_mask=mask, max_new_tokens=2)
+        assert str(error.value) == (
+            f"attention_mask: expected 4 columns, as inputs has, or 29, with those that "
+            f"{CACHE_NAME} holds, got shape [3, {width}]"
+        )
