@@ -151,7 +151,7 @@ def test_a_question_for_another_number_of_documents(model: nn.Module, ids: Tenso
     lazy = lazyllm_ext.apply(model, PRUNING)
     document = lazy.prefill(ids)
     one = torch.cat([ids[1:2] + 1, ids[1:2, :3]], dim=1)
-    with pytest.raises(ValueError, match="expected 3 sequences as in cache, got 1"):
+    with pytest.raises(ValueError, match=f"expected 3 sequences as in {CACHE_NAME}, got 1"):
         model.generate(one, past_key_values=document, max_new_tokens=2)
     with pytest.raises(ValueError, match=r"expected at least one token, got shape \[0, 3\]"):
         model.generate(one[:0], past_key_values=document, max_new_tokens=2)
