@@ -12,6 +12,7 @@ from transformers import Cache
 
 import lazyllm_ext
 from lazyllm_ext import LazyCache
+from lazyllm_ext.hf.versions import CACHE_NAME
 
 from .tiny import PRUNING, keep_all, left_padded
 
@@ -138,3 +139,14 @@ def test_report_of_an_unused_cache(lazy: Any) -> None:
     cache.reorder_cache(torch.tensor([0]))
     assert cache.batch_size == -1
     assert cache.nbytes() == 0
+
+
+def test_a_question_for_another_number_of_documents(lazy: Any, ids: Tensor) -> None:
+    document = lazy.prefill(ids)
+    one = torch.cat([ids[1:2] + 1, ids[1:2, :3]], dim=1)
+    for asked, message in (
+        (one, f"expected 3 sequences as in {CACHE_NAME}, got 1"),
+        (one[:0], r"expected at least one token, got shape \[0, 3\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            lazy.model.generate(asked, past_key_values=document, max_new_tokens=2)

@@ -147,16 +147,6 @@ def test_what_is_not_the_document_is_not_compared(model: nn.Module, ids: Tensor)
         assert torch.equal(alone[:, width:], both[:, 13 + width :])
 
 
-def test_a_question_for_another_number_of_documents(model: nn.Module, ids: Tensor) -> None:
-    lazy = lazyllm_ext.apply(model, PRUNING)
-    document = lazy.prefill(ids)
-    one = torch.cat([ids[1:2] + 1, ids[1:2, :3]], dim=1)
-    with pytest.raises(ValueError, match=f"expected 3 sequences as in {CACHE_NAME}, got 1"):
-        model.generate(one, past_key_values=document, max_new_tokens=2)
-    with pytest.raises(ValueError, match=r"expected at least one token, got shape \[0, 3\]"):
-        model.generate(one[:0], past_key_values=document, max_new_tokens=2)
-
-
 @pytest.mark.parametrize("document", ["transposed", "cropped"])
 def test_tensors_that_are_views_are_saved(
     model: nn.Module, ids: Tensor, document: str, tmp_path: Path
