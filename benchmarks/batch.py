@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 
-from lazyllm_ext.bench.model import Model
-from lazyllm_ext.bench.timing import interleave, ratio, seconds, spread
-from lazyllm_ext.bench.verify import verify_dense
+from lazyllm_ext.lab.bench.model import Model
+from lazyllm_ext.lab.bench.timing import interleave, ratio, seconds, spread
+from lazyllm_ext.lab.bench.verify import verify_dense
 
 
 def padded_batch(

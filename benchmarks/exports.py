@@ -15,10 +15,10 @@ import torch
 
 import lazyllm_ext
 from lazyllm_ext import export
-from lazyllm_ext.bench import BenchError
-from lazyllm_ext.bench.model import Clock, Model
-from lazyllm_ext.bench.timing import interleave, ratio, spread
-from lazyllm_ext.hf.versions import CACHE_NAME
+from lazyllm_ext.hf.models.versions import CACHE_NAME
+from lazyllm_ext.lab.bench import BenchError
+from lazyllm_ext.lab.bench.model import Clock, Model
+from lazyllm_ext.lab.bench.timing import interleave, ratio, spread
 from lazyllm_ext.schedule import PruningSchedule
 
 _TIMES = re.compile(r"first token after ([\d.]+) s, then ([\d.]+) tokens/s")

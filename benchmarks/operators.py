@@ -8,8 +8,8 @@ from operator_cases import Case, cases, small_cases
 from rich.progress import Progress
 
 import lazyllm_ext  # noqa: F401 registers the operators
-from lazyllm_ext.bench import BenchError
-from lazyllm_ext.bench.timing import interleave, seconds, spread
+from lazyllm_ext.lab.bench import BenchError
+from lazyllm_ext.lab.bench.timing import interleave, seconds, spread
 
 _SECONDS = 3.0  # for one case, whatever the rounds: slow ones are steady after a few
 _FEWEST = 3

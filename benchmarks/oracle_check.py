@@ -8,9 +8,9 @@ import torch
 
 from lazyllm_ext import LazyDecoder
 from lazyllm_ext import state as book
-from lazyllm_ext.bench import BenchError
-from lazyllm_ext.bench.model import Model
-from lazyllm_ext.bench.verify import TOLERANCE
+from lazyllm_ext.lab.bench import BenchError
+from lazyllm_ext.lab.bench.model import Model
+from lazyllm_ext.lab.bench.verify import TOLERANCE
 from lazyllm_ext.schedule import PruningSchedule
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))

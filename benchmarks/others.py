@@ -22,12 +22,12 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from lazyllm_ext.bench import machine
-from lazyllm_ext.bench.report import ceilings_table, show, table_of, write
-from lazyllm_ext.bench.timing import spread
 from lazyllm_ext.cli.app import run
 from lazyllm_ext.cli.errors import CommandError
 from lazyllm_ext.demo.model import demo_model
+from lazyllm_ext.lab.bench import machine
+from lazyllm_ext.lab.bench.report import ceilings_table, show, table_of, write
+from lazyllm_ext.lab.bench.timing import spread
 
 HERE = Path(__file__).parent
 HOME = HERE.parent / "build" / "others"

@@ -27,7 +27,7 @@ def with_transformers(request: dict[str, Any], kind: str) -> tuple[str, Generate
 
     torch.set_num_threads(request["threads"])
     import lazyllm_ext
-    from lazyllm_ext.bench.model import Model
+    from lazyllm_ext.lab.bench.model import Model
 
     model = Model(request["folder"], "float32")
 

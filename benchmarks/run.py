@@ -100,8 +100,8 @@ def batch_command(
     """One left-padded batch of prompts of different lengths: how long it takes to generate."""
     from batch import padded_batch
 
-    from lazyllm_ext.bench import BenchError, machine
-    from lazyllm_ext.bench.model import Model
+    from lazyllm_ext.lab.bench import BenchError, machine
+    from lazyllm_ext.lab.bench.model import Model
     from lazyllm_ext.schedule import PruningSchedule
 
     if not 16 <= shortest <= longest or min(size, rounds, new_tokens) < 1:
@@ -144,8 +144,8 @@ def saved_command(
     """First token of a question on a saved prefill (its copy included), beside a fresh run."""
     from saved import saved_prefill
 
-    from lazyllm_ext.bench import machine
-    from lazyllm_ext.bench.model import Model
+    from lazyllm_ext.lab.bench import machine
+    from lazyllm_ext.lab.bench.model import Model
 
     if min(prompt_tokens, question_tokens, rounds) < 1:
         raise CommandError(
@@ -191,8 +191,8 @@ def export_command(
     """Both formats of an export, in Python and C++, beside apply: the same tokens, then times."""
     from exports import exports, figures
 
-    from lazyllm_ext.bench import BenchError, machine
-    from lazyllm_ext.bench.model import Model
+    from lazyllm_ext.lab.bench import BenchError, machine
+    from lazyllm_ext.lab.bench.model import Model
 
     if prompt_tokens < 1 or min(rounds, max_revive) < 0 or new_tokens < 2:
         raise CommandError(
@@ -230,8 +230,8 @@ def operators_command(
     """Every operator, verified against float64 or PyTorch, beside the PyTorch way of doing it."""
     from operators import measure
 
-    from lazyllm_ext.bench import BenchError, machine
     from lazyllm_ext.cli.loading import pick_device
+    from lazyllm_ext.lab.bench import BenchError, machine
 
     names = dtypes.split(",")
     if not set(names) <= {"float32", "bfloat16"} or rounds < 1:
@@ -267,8 +267,8 @@ def operators_command(
 def _finish(
     name: str, content: dict[str, object], figures: list[tuple[str, list[str], list[list[str]]]]
 ) -> None:
-    from lazyllm_ext.bench.report import ceilings_table, show, table_of, write
     from lazyllm_ext.cli.bench import command_line
+    from lazyllm_ext.lab.bench.report import ceilings_table, show, table_of, write
 
     shown = [table_of(*figure) for figure in figures]
     if "ceilings" in content:  # where something was timed

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 import lazyllm_ext
-from lazyllm_ext.bench.model import Model
-from lazyllm_ext.bench.timing import interleave, ratio, seconds, spread
+from lazyllm_ext.lab.bench.model import Model
+from lazyllm_ext.lab.bench.timing import interleave, ratio, seconds, spread
 
 
 def saved_prefill(

@@ -19,16 +19,16 @@ import typer
 from rich.progress import track
 from rich.table import Table
 
-from lazyllm_ext import evaluation as ev
-from lazyllm_ext.bench import machine, report
-from lazyllm_ext.bench.report import table_of
 from lazyllm_ext.cli.app import run
 from lazyllm_ext.cli.bench import command_line
 from lazyllm_ext.cli.errors import CommandError, as_input_error
 from lazyllm_ext.cli.loading import find_folder, load, pick_device
+from lazyllm_ext.lab import evaluation as ev
+from lazyllm_ext.lab.bench import machine, report
+from lazyllm_ext.lab.bench.report import table_of
+from lazyllm_ext.lab.tune import trial
+from lazyllm_ext.lab.tune.reference import DenseModel
 from lazyllm_ext.schedule import Boundary, PruningSchedule
-from lazyllm_ext.tune import trial
-from lazyllm_ext.tune.reference import DenseModel
 
 RESULTS = Path(__file__).resolve().parent / "results"
 FIGURES = ("ratio", "kl", "agreement", "first")

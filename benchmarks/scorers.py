@@ -24,10 +24,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from lazyllm_ext.bench.machine import describe
-from lazyllm_ext.evaluation import read_tasks
-from lazyllm_ext.evaluation.subject import Subject
-from lazyllm_ext.evaluation.tasks import Item
+from lazyllm_ext.lab.bench.machine import describe
+from lazyllm_ext.lab.evaluation import read_tasks
+from lazyllm_ext.lab.evaluation.subject import Subject
+from lazyllm_ext.lab.evaluation.tasks import Item
 
 WINDOW, FIRST = 32, 4
 

@@ -24,15 +24,15 @@ import torch
 import typer
 from torch import Tensor
 
-from lazyllm_ext import evaluation as ev
-from lazyllm_ext.bench import machine
 from lazyllm_ext.cli.app import run
 from lazyllm_ext.cli.bench import command_line
 from lazyllm_ext.cli.errors import CommandError, as_input_error
 from lazyllm_ext.cli.loading import find_folder, load
-from lazyllm_ext.evaluation.report import to_markdown
-from lazyllm_ext.evaluation.sessions import PlainSession
-from lazyllm_ext.evaluation.subject import Prompt
+from lazyllm_ext.lab import evaluation as ev
+from lazyllm_ext.lab.bench import machine
+from lazyllm_ext.lab.evaluation.report import to_markdown
+from lazyllm_ext.lab.evaluation.sessions import PlainSession
+from lazyllm_ext.lab.evaluation.subject import Prompt
 
 HERE = Path(__file__).resolve().parent
 ENVIRONMENT = HERE.parent / "build" / "snapkv"

@@ -12,22 +12,17 @@ After Fu et al., "LazyLLM: Dynamic Token Pruning for Efficient Long Context LLM 
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from . import ops
-from .decoder import LazyDecoder
+from .decoder import LazyDecoder, register_builder
 from .errors import NotSupportedError
 from .schedule import Boundary, PruningSchedule, shipped_schedules
+from .version import __version__
 
 if TYPE_CHECKING:
     from . import export
     from .hf import Lazy, LazyCache, Report, apply
-
-try:
-    __version__ = version("lazyllm-ext")
-except PackageNotFoundError:  # imported from a source tree that was never installed
-    __version__ = "unknown"
 
 __all__ = [
     "Boundary",
@@ -46,6 +41,8 @@ __all__ = [
 
 # Names that need transformers, which takes seconds to import and which the operators do not need.
 _OF_TRANSFORMERS = ("Lazy", "LazyCache", "Report", "apply")
+
+register_builder(lambda *args, **how: import_module(".hf", __name__).build_decoder(*args, **how))
 
 
 def __getattr__(name: str) -> Any:

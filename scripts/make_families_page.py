@@ -26,7 +26,7 @@ from hf.every_model import (  # noqa: E402
     tiny_of,
 )
 
-from lazyllm_ext.hf.families import WRAPPERS  # noqa: E402
+from lazyllm_ext.hf.models.families import WRAPPERS  # noqa: E402
 
 PAGE = """# Families
 

@@ -273,7 +273,7 @@ def tune(
     device: options.Device = "auto",
 ) -> int:
     """Find the cheapest schedule that stays near the dense model on your own prompts."""
-    from lazyllm_ext.tune import Wish
+    from lazyllm_ext.lab.tune import Wish
 
     from . import tune as command
 

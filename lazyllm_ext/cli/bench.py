@@ -8,16 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lazyllm_ext.bench import BenchError, Request, measure
-from lazyllm_ext.bench.plots import can_draw, draw
-from lazyllm_ext.bench.report import ceilings_table, show, tables, write
-from lazyllm_ext.bench.request import RANDOM, numbers
+from lazyllm_ext.lab.bench import BenchError, Request, measure
+from lazyllm_ext.lab.bench.plots import can_draw, draw
+from lazyllm_ext.lab.bench.report import ceilings_table, show, tables, write
+from lazyllm_ext.lab.bench.request import RANDOM, numbers
 
 from .errors import CommandError, as_input_error
 from .loading import find_folder, pick_device
 
 if TYPE_CHECKING:
-    from lazyllm_ext.bench.model import Model
+    from lazyllm_ext.lab.bench.model import Model
 
 
 def make_request(model: str, lengths: str, rounds: str, schedules: str, **more: Any) -> Request:

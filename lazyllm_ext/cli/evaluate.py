@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from lazyllm_ext.evaluation import (
+from lazyllm_ext.lab.evaluation import (
     Contender,
     Evaluation,
     Item,
@@ -35,9 +35,9 @@ from lazyllm_ext.evaluation import (
     write_page,
     write_report,
 )
-from lazyllm_ext.evaluation.plots import require_matplotlib
-from lazyllm_ext.evaluation.report import HEADINGS, cells
-from lazyllm_ext.evaluation.summary import heading
+from lazyllm_ext.lab.evaluation.plots import require_matplotlib
+from lazyllm_ext.lab.evaluation.report import HEADINGS, cells
+from lazyllm_ext.lab.evaluation.summary import heading
 
 from .errors import CommandError, as_input_error
 from .loading import find_folder, load, pick_device

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers.generation.streamers import TextStreamer
 
 import lazyllm_ext
-from lazyllm_ext.hf.versions import CACHE_NAME
+from lazyllm_ext.hf.models.versions import CACHE_NAME
 from lazyllm_ext.schedule import PruningSchedule
 
 from . import show

@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from lazyllm_ext.evaluation import Item, Subject
-from lazyllm_ext.evaluation.plots import require_matplotlib
-from lazyllm_ext.evaluation.tasks import files_of
-from lazyllm_ext.tune import (
+from lazyllm_ext.lab.evaluation import Item, Subject
+from lazyllm_ext.lab.evaluation.plots import require_matplotlib
+from lazyllm_ext.lab.evaluation.tasks import files_of
+from lazyllm_ext.lab.tune import (
     Outcome,
     Tuning,
     Wish,
@@ -23,10 +23,10 @@ from lazyllm_ext.tune import (
     write_report,
     write_schedule,
 )
-from lazyllm_ext.tune.prompts import halves
-from lazyllm_ext.tune.report import sentences
-from lazyllm_ext.tune.tuner import Progress as Report
-from lazyllm_ext.tune.tuner import fitting_prompts
+from lazyllm_ext.lab.tune.prompts import halves
+from lazyllm_ext.lab.tune.report import sentences
+from lazyllm_ext.lab.tune.tuner import Progress as Report
+from lazyllm_ext.lab.tune.tuner import fitting_prompts
 
 from .errors import CommandError, as_input_error
 from .loading import find_folder, load, pick_device

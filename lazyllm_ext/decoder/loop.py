@@ -14,6 +14,15 @@ from .modules import Projection
 from .rows import Rows, all_keys, begin_step, last_protected, pick, rows_of_tail
 from .scoring import add_carried, score
 
+# What `LazyDecoder.from_model` calls; this package knows nothing of transformers.
+_build: Optional[Callable[..., "LazyDecoder"]] = None
+
+
+def register_builder(build: Callable[..., "LazyDecoder"]) -> None:
+    """Have `LazyDecoder.from_model` call `build` with the same arguments."""
+    global _build
+    _build = build
+
 
 class LazyDecoder(nn.Module):
     """A decoder that drops unimportant prompt tokens layer by layer (arXiv 2407.14057).
@@ -125,9 +134,9 @@ class LazyDecoder(nn.Module):
         Raises:
             ValueError: the model's family is not supported, or the schedule does not fit it.
         """
-        from lazyllm_ext.hf import build_decoder  # the one reference upwards: a public shorthand
-
-        return build_decoder(model, schedule, export=export, checked=checked)
+        if _build is None:
+            raise RuntimeError("LazyDecoder.from_model: no builder is registered")
+        return _build(model, schedule, export=export, checked=checked)
 
     @torch.jit.export
     def new_state(self, batch: int, like: Tensor) -> LazyState:

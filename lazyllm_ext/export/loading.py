@@ -14,7 +14,7 @@ import torch
 from torch.torch_version import TorchVersion
 
 from lazyllm_ext.schedule import PruningSchedule
-from lazyllm_ext.schedule_fields import decode
+from lazyllm_ext.schedule.fields import decode
 
 from .description import COMPILED, DESCRIPTION, SCHEDULE, TOKENIZER, Description
 from .jit import quiet, running, sentence_of

@@ -14,9 +14,9 @@ import torch
 import transformers
 from torch import nn
 
-import lazyllm_ext
 from lazyllm_ext.decoder import LazyDecoder
 from lazyllm_ext.schedule import PruningSchedule
+from lazyllm_ext.version import __version__
 
 from .description import DESCRIPTION, SCHEDULE, TOKENIZER, Description, weights_sha256
 from .jit import quiet
@@ -113,7 +113,7 @@ def describe(
     eos = getattr(config if generation is None else generation, "eos_token_id", None)
     description = Description(
         kind=kind,
-        lazyllm_ext=lazyllm_ext.__version__,
+        lazyllm_ext=__version__,
         torch=torch.__version__,
         transformers=transformers.__version__,
         model_type=config.model_type,

@@ -1,12 +1,8 @@
-"""LazyLLM for transformers models: `apply`, the cache, the families."""
+"""LazyLLM for transformers models: what a user calls, the cache, the models' description."""
 
-from .apply import apply
-from .build import build_decoder
-from .cache import LazyCache
-from .families import SUPPORTED
-from .lazy import Lazy
-from .progress import Progress
-from .report import Report, SequenceReport
+from .api import Lazy, apply
+from .cache import LazyCache, Progress, Report, SequenceReport
+from .models import SUPPORTED, build_decoder
 
 __all__ = [
     "SUPPORTED",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lazyllm_ext.hf.cache import LazyCache
+from lazyllm_ext.hf.cache.cache import LazyCache
 
 
 @dataclass(frozen=True)

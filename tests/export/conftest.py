@@ -12,7 +12,7 @@ from hf.conftest import REAL_MODELS, one_thread
 from torch import nn
 
 import lazyllm_ext
-from lazyllm_ext.hf.versions import CACHE_NAME
+from lazyllm_ext.hf.models.versions import CACHE_NAME
 
 __all__ = ["REAL_MODELS", "folder", "one_thread", "run"]  # fixtures, and what they are made from
 

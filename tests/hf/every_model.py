@@ -19,7 +19,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 import lazyllm_ext
 from lazyllm_ext.hf import SUPPORTED
-from lazyllm_ext.hf.families import WRAPPERS
+from lazyllm_ext.hf.models.families import WRAPPERS
 from lazyllm_ext.schedule import Boundary, PruningSchedule
 
 from .tiny import assert_same_generation, generate, left_padded

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import lazyllm_ext
 from lazyllm_ext import LazyDecoder
 from lazyllm_ext.decoder.modules import Projection
-from lazyllm_ext.hf.modules import OwnMLP
+from lazyllm_ext.hf.models.modules import OwnMLP
 
 from .tiny import MODELS, assert_same_generation, generate, keep_all, tiny_model
 

@@ -12,7 +12,7 @@ from transformers import Cache
 
 import lazyllm_ext
 from lazyllm_ext import LazyCache
-from lazyllm_ext.hf.versions import CACHE_NAME
+from lazyllm_ext.hf.models.versions import CACHE_NAME
 
 from .tiny import PRUNING, keep_all, left_padded
 

@@ -13,9 +13,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import lazyllm_ext
-from lazyllm_ext.cost import prefill_operations
 from lazyllm_ext.hf import SUPPORTED
-from lazyllm_ext.hf.families import REASONS
+from lazyllm_ext.hf.models.families import REASONS
+from lazyllm_ext.lab.cost import prefill_operations
 
 from .every_model import (
     EVERY_TYPE,

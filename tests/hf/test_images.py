@@ -13,9 +13,9 @@ from transformers import AutoConfig, AutoModelForImageTextToText, LlavaForCondit
 
 import lazyllm_ext
 from lazyllm_ext import NotSupportedError
-from lazyllm_ext.hf.cache import LazyCache
-from lazyllm_ext.hf.families import WRAPPERS
-from lazyllm_ext.hf.versions import CACHE_NAME
+from lazyllm_ext.hf.cache.cache import LazyCache
+from lazyllm_ext.hf.models.families import WRAPPERS
+from lazyllm_ext.hf.models.versions import CACHE_NAME
 
 from .seeing import SEEING, seen
 from .tiny import assert_same_generation, generate

@@ -16,8 +16,8 @@ from transformers.generation.streamers import BaseStreamer
 
 import lazyllm_ext
 from lazyllm_ext import NotSupportedError
-from lazyllm_ext.hf.cache import LazyCache
-from lazyllm_ext.hf.versions import CACHE_NAME
+from lazyllm_ext.hf.cache.cache import LazyCache
+from lazyllm_ext.hf.models.versions import CACHE_NAME
 
 from .tiny import PRUNING, assert_same_generation, generate, tiny_model
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import lazyllm_ext
 from lazyllm_ext import PruningSchedule
-from lazyllm_ext.hf import payoff
-from lazyllm_ext.hf.payoff import NEVER, search
+from lazyllm_ext.hf.api import payoff
+from lazyllm_ext.hf.api.payoff import NEVER, search
 
 from .seeing import SEEING, seen
 from .tiny import PRUNING, assert_same_generation, generate, tiny_model

@@ -27,7 +27,7 @@ from transformers.generation.streamers import BaseStreamer
 
 import lazyllm_ext
 from lazyllm_ext.hf import SUPPORTED
-from lazyllm_ext.hf.versions import CACHE_NAME
+from lazyllm_ext.hf.models.versions import CACHE_NAME
 
 from .tiny import PRUNING, generate, tiny_model
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import lazyllm_ext
-from lazyllm_ext.hf.versions import CACHE_NAME
+from lazyllm_ext.hf.models.versions import CACHE_NAME
 
 from .tiny import PRUNING, assert_same_generation, generate, keep_all, left_padded, tiny_model
 

@@ -1,0 +1,400 @@
+"""One model instance runs LazyLLM, and then is as it was."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lazyllm_ext.errors import NotSupportedError
+from lazyllm_ext.hf.cache.cache import LazyCache
+from lazyllm_ext.hf.cache.forward import output, run, usable_cache
+from lazyllm_ext.hf.cache.inputs import one_cache
+from lazyllm_ext.hf.cache.report import Report, refused_report
+from lazyllm_ext.hf.cache.saved import load, model_fingerprint, save
+from lazyllm_ext.hf.models.checks import check_mode, check_placement
+from lazyllm_ext.hf.models.parts import language_of
+from lazyllm_ext.hf.models.ranks import refuse_ranks
+from lazyllm_ext.hf.models.refuse import (
+    refuse_drafts_of_turn,
+    refuse_forward_arguments,
+    refuse_generate_arguments,
+    refuse_generation,
+    refuse_turn,
+    refuse_unknown_arguments,
+)
+from lazyllm_ext.hf.models.versions import CACHE_NAME
+
+from .fallback import Fallback, as_transformers, is_dense
+from .plans import Plans
+
+# Attributes of the model that an instance of Lazy stands in for, by its own methods' names.
+_REPLACED = (
+    "forward",
+    "generate",
+    "_validate_model_kwargs",
+    "_validate_generation_mode",
+    "_update_model_kwargs_for_generation",
+)
+
+
+class Lazy:
+    """LazyLLM on one model; made by `apply`.
+
+    Attributes:
+        model: the model.
+        schedule: the schedule that was asked for, and that of this model if it holds one.
+        decoder: the decoder loop.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        schedule: Any,
+        fallback: Fallback,
+        *,
+        checked: bool = False,
+        min_tokens: int | str | None = None,
+    ):
+        self._fallback = fallback
+        language = language_of(model)
+        check_placement(model)  # first: accelerate replaces forwards to move what is spread out
+        _check_own(model)
+        self.model = model
+        self._plans = Plans(model, schedule, checked, min_tokens)
+        self.schedule = self._plans.applied.schedule
+        self.decoder = self._plans.decoders[self._plans.applied]
+        self._config = language.config
+        self._report: Report | None = None
+        # What the model did before, to be called, and what its own attributes were, to be restored.
+        self._before: dict[str, Any] = {name: getattr(model, name) for name in _REPLACED}
+        self._own = {name: model.__dict__[name] for name in _REPLACED if name in model.__dict__}
+        for name in _REPLACED:
+            model.__dict__[name] = getattr(self, name)
+
+    def _cache_for(self, given: Any, schedule: Any) -> LazyCache:
+        """The cache of a call: the one given, or a new one for its schedule."""
+        plan = self._plans.of(schedule)
+        cache = usable_cache(given, plan, self._plans.decoders)
+        if schedule is not None and cache.plan is not plan:
+            raise ValueError(
+                "lazy_schedule: expected the schedule that the cache was begun with, got another"
+            )
+        return cache
+
+    def report(self) -> Report:
+        """What the last finished `generate` did: tokens, times, memory.
+
+        Of one that transformers ran instead (`on_error="dense"`), `refused` says why.
+
+        Raises:
+            ValueError: none has finished. For single calls of the model, ask the cache that they
+                return: `output.cache.report()` (`output.past_key_values` before transformers 5.24).
+        """
+        if self._report is None:
+            raise ValueError("report: expected a finished generation, got none so far")
+        return self._report
+
+    def new_cache(self) -> LazyCache:
+        """An empty cache, for single calls of the model as `past_key_values`."""
+        return LazyCache(self._plans.applied)
+
+    def prefill(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *,
+        inputs_embeds: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        lazy_schedule: Any = None,
+        **kwargs: Any,
+    ) -> LazyCache:
+        """Read a document once, for many questions.
+
+        Hand a copy to each: `generate(document_and_question, past_key_values=cache.copy())`. A
+        question chooses its own tokens among all of the document's: what its last tokens did not
+        find important waits, and comes back where it turns out to matter.
+
+        Args:
+            input_ids: [B, columns] int64, or
+            inputs_embeds: [B, columns, hidden].
+            attention_mask: [B, columns], 0 where there is no token.
+            position_ids: [B, columns]; by default they count the tokens of each sequence.
+            token_type_ids: zeros, as some tokenizers give them.
+            lazy_schedule: the schedule of this document and its questions, anything that `apply`
+                takes; by default the one applied.
+            kwargs: what else the model takes with an image, `pixel_values` for example.
+
+        Raises ValueError as a call of the model does; `on_error` has no effect here.
+        """
+        call = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+            "token_type_ids": token_type_ids,
+            "use_cache": True,
+            "logits_to_keep": 1,
+            "return_dict": True,
+            **kwargs,
+        }
+        given = {name: value for name, value in call.items() if value is not None}
+        cache = self._cache_for(None, lazy_schedule)
+        self._run(given, cache)
+        cache.remember(input_ids)
+        return cache
+
+    def save(self, cache: LazyCache, path: str | os.PathLike[str]) -> None:
+        """Write a cache of this model to a safetensors file, for `load`.
+
+        Raises:
+            ValueError: a cache of another `apply`, an empty one, one that is not complete, or one
+                that is divided over processes.
+            OSError: the file cannot be written.
+        """
+        refuse_ranks(self.model, "save")
+        usable = usable_cache(cache, self._plans.applied, self._plans.decoders)
+        save(usable, model_fingerprint(self.model, self.decoder), path)
+
+    def load(self, path: str | os.PathLike[str], *, lazy_schedule: Any = None) -> LazyCache:
+        """A cache that `save` wrote, in this process or another one.
+
+        Args:
+            lazy_schedule: the one that it was read with; by default the one applied.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: another kind of file, or one of another model, other weights, another
+                schedule or dtype.
+        """
+        refuse_ranks(self.model, "load")
+        weight = self.model.get_input_embeddings().weight
+        model = model_fingerprint(self.model, self.decoder)
+        plan = self._plans.of(lazy_schedule)
+        return load(path, plan, model, weight.dtype, weight.device)
+
+    def remove(self) -> None:
+        """Make the model what it was. Nothing happens where that is done already.
+
+        Raises:
+            RuntimeError: somebody replaced one of the replaced attributes since, and would lose it.
+        """
+        ours = {name: getattr(self, name) for name in _REPLACED}
+        attributes = self.model.__dict__
+        if not self._applied():
+            return
+        for name in _REPLACED:
+            if attributes.get(name) != ours[name]:
+                raise RuntimeError(
+                    f"remove: model.{name} was replaced after lazyllm_ext.apply; undo that first"
+                )
+        for name in _REPLACED:
+            del attributes[name]
+        attributes.update(self._own)
+
+    def _applied(self) -> bool:
+        attributes = self.model.__dict__
+        return any(attributes.get(name) == getattr(self, name) for name in _REPLACED)
+
+    def __enter__(self) -> Lazy:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.remove()
+
+    # The methods below stand in for the model's own ones of the same names.
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cache: Any = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        return_dict: bool | None = None,
+        *,
+        past_key_values: Any = None,
+        lazy_schedule: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """One call of the model, as transformers' causal language models take it.
+
+        Two things are different. A token whose mask is 0 does not exist; `position_ids` that are
+        not given count the tokens of each sequence. And `logits_to_keep` must be at least 1 for
+        more than one new token, unless the schedule has no boundary. The cache may be given by
+        transformers' newer or older name. `lazy_schedule` is one for this call and those that go on
+        from its cache, anything that `apply` takes.
+        """
+        call = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+            "labels": labels,
+            "use_cache": use_cache,
+            "return_dict": return_dict,
+            **kwargs,
+        }
+        given = {name: value for name, value in call.items() if value is not None}
+        if not isinstance(logits_to_keep, int) or logits_to_keep != 0:
+            given["logits_to_keep"] = logits_to_keep
+        return self._call(given, one_cache(cache, past_key_values), lazy_schedule)
+
+    def _call(self, call: dict[str, Any], given: Any, schedule: Any) -> Any:
+        """One call of the model, by LazyLLM or, where it refuses and that is wanted, without."""
+        dense = is_dense(self.model) or self._fallback.goes_on(given)
+        if not dense or isinstance(given, LazyCache):
+            try:
+                return self._run(call, self._cache_for(given, schedule))
+            except NotSupportedError as refusal:
+                self._fallback.accept(refusal, given)
+                if isinstance(given, LazyCache):  # of a generation that has not begun
+                    given.refused = str(refusal)
+        if given is not None and not isinstance(given, LazyCache):
+            call = {**call, CACHE_NAME: given}
+        result = self._before["forward"](**call)
+        self._fallback.begin(result)
+        return result
+
+    def _run(self, call: Mapping[str, Any], cache: LazyCache) -> Any:
+        """One call of the model by LazyLLM; arguments that are None are left out of `call`."""
+        refuse_forward_arguments(call)
+        refuse_unknown_arguments(call)
+        logits = self._step(cache, call, call.get("logits_to_keep", 0))
+        keeps_cache = call.get("use_cache", self._config.use_cache)
+        as_dict = call.get("return_dict", self.model.config.return_dict)
+        return output(logits, cache if keeps_cache else None, as_dict)
+
+    def _step(
+        self, cache: LazyCache, call: Mapping[str, Any], logits_to_keep: int | Tensor
+    ) -> Tensor:
+        """What the decoder makes of new tokens: logits [B, logits_to_keep, vocab]."""
+        check_mode(self.model)
+        if cache.state is None:
+            self._plans.check_parts()
+        # Not in inference mode: a state made there could not be changed by a later call outside.
+        with torch.inference_mode(False), torch.no_grad():
+            return run(
+                self._plans.decoders[cache.plan],
+                getattr(self._config, "max_position_embeddings", None),
+                cache,
+                call.get("input_ids"),
+                call.get("inputs_embeds"),
+                call.get("attention_mask"),
+                call.get("position_ids"),
+                logits_to_keep,
+            )
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """transformers' generate, with a cache of ours and a report at the end.
+
+        `lazy_schedule`: a schedule for this generation and the turns that go on from its cache,
+        anything that `apply` takes; by default the one applied. `lazy_progress`: called with a
+        `Progress` after every layer of the prompt; what it raises ends the generation.
+        """
+        signature = inspect.signature(type(self.model).generate)
+        arguments = signature.bind(self.model, *args, **kwargs).arguments
+        del arguments["self"]
+        arguments.update(arguments.pop("kwargs", {}))
+        given = one_cache(arguments.pop("cache", None), arguments.pop("past_key_values", None))
+        schedule = arguments.pop("lazy_schedule", None)
+        progress = arguments.pop("lazy_progress", None)
+        if progress is not None and not callable(progress):
+            raise TypeError(f"lazy_progress: expected a function, got {type(progress).__name__}")
+        cache = report = None
+        if is_dense(self.model) and isinstance(given, LazyCache):
+            raise NotSupportedError(
+                f"{CACHE_NAME}: expected no LazyCache within a generation of transformers"
+            )
+        if not is_dense(self.model):
+            try:
+                refuse_generate_arguments(arguments)
+                check_mode(self.model)
+                cache = self._cache_for(given, schedule)
+                cache.may_fall_back = cache is not given
+                return self._generate(arguments, cache, progress)
+            except NotSupportedError as refusal:
+                self._fallback.accept(refusal, given if cache is None else cache)
+                report = refused_report(str(refusal))
+            finally:
+                if cache is not None:
+                    cache.may_fall_back = False
+        if given is not None:
+            arguments[CACHE_NAME] = given
+        with as_transformers(self.model):
+            result = self._before["generate"](**arguments)
+        self._report = report or self._report
+        return result
+
+    def _generate(self, arguments: dict[str, Any], cache: LazyCache, progress: Any) -> Any:
+        if cache.columns:
+            refuse_turn(arguments, self.model.generation_config, cache.columns, cache.document)
+            refuse_drafts_of_turn(arguments, self.model.generation_config, cache.columns)
+        cache.begin_generation(arguments.get("position_ids") is not None, progress)
+        try:
+            result = self._before["generate"](**arguments, **{CACHE_NAME: cache})
+        finally:
+            cache.end_generation()
+        refused = cache.refused
+        self._report = cache.report() if refused is None else refused_report(refused)
+        return result
+
+    def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
+        """Called by generate before it does anything."""
+        if not is_dense(self.model):
+            refuse_forward_arguments(model_kwargs)
+        self._before["_validate_model_kwargs"](model_kwargs)
+
+    def _validate_generation_mode(
+        self, generation_mode: Any, generation_config: Any, generation_mode_kwargs: Any
+    ) -> None:
+        """Called by generate before it does anything."""
+        if not is_dense(self.model):
+            refuse_generation(generation_mode, generation_config)
+            # All chunks of a prompt are one step: only the last token says which of them matter.
+            # The decoder bounds what many rows need by itself.
+            generation_config.prefill_chunk_size = None
+        self._before["_validate_generation_mode"](
+            generation_mode, generation_config, generation_mode_kwargs
+        )
+
+    def _update_model_kwargs_for_generation(
+        self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Called by generate after every step."""
+        cache = getattr(outputs, CACHE_NAME)
+        # With drafts, generate adds to the mask before a step, too.
+        if isinstance(cache, LazyCache) and "num_new_tokens" not in kwargs:
+            cache.follow(model_kwargs)
+        update = self._before["_update_model_kwargs_for_generation"]
+        updated: dict[str, Any] = update(outputs, model_kwargs, *args, **kwargs)
+        return updated
+
+
+def _check_own(model: Any) -> None:
+    """Raises ValueError for a model with LazyLLM, or with a forward that is not its class's."""
+    for name in _REPLACED:
+        if isinstance(getattr(model.__dict__.get(name), "__self__", None), Lazy):
+            raise ValueError(
+                "model: expected a model without LazyLLM, got one to which it is applied already; "
+                "remove() that first"
+            )
+    if "forward" in model.__dict__:
+        raise NotSupportedError(
+            f"model: expected the forward of {type(model).__name__}, got one that was replaced "
+            "on the instance"
+        )

@@ -1,0 +1,227 @@
+"""One model, run by transformers, compiled, and under every schedule."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers.generation.streamers import BaseStreamer
+
+import lazyllm_ext
+from lazyllm_ext import state as book
+from lazyllm_ext.hf.models.versions import CACHE_NAME
+
+from .request import RANDOM, Request
+
+# Shapes that random weights can take: where only time and memory are looked at.
+SHAPES: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "vocab_size": 128,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    },
+    "llama-2-7b": {
+        "vocab_size": 32000,
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+    },
+    "llama-3.1-8b": {
+        "vocab_size": 128256,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+    },
+}
+_CONTEXT = 131072  # of the shapes; rotary embeddings do not care
+
+
+class Clock(BaseStreamer):
+    """Remembers when each token arrived; the prompt comes first and is not counted."""
+
+    def __init__(self) -> None:
+        self.begin = time.perf_counter()
+        self.times: list[float] = []
+        self.prompt = True
+
+    def put(self, value: Tensor) -> None:
+        if not self.prompt:
+            self.times.append(time.perf_counter() - self.begin)
+        self.prompt = False
+
+    def end(self) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Run:
+    """One generation.
+
+    Attributes:
+        ttft: seconds until the first token was there.
+        per_token: seconds for each token after it; 0 where there is none.
+        generation: seconds for all.
+        kv_bytes, aux_bytes: held at the end, spare room included.
+        needed_bytes: of the sets alone: C_s in every layer, and what waits.
+        tokens: what was generated.
+        kept: the active sets A_1 … A_S after the last step; None for transformers.
+    """
+
+    ttft: float
+    per_token: float
+    generation: float
+    kv_bytes: int
+    aux_bytes: int
+    needed_bytes: int
+    tokens: list[int]
+    kept: list[Tensor] | None
+
+
+class Model:
+    """One model with its tokenizer and text."""
+
+    def __init__(self, source: str, dtype: str, device: str = "cpu"):
+        self.source, self.device = source, device
+        self.tokenizer = None
+        if source.startswith(RANDOM):
+            self.model = _random_model(source.removeprefix(RANDOM), dtype, device)
+        else:
+            self.tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
+            self.model = AutoModelForCausalLM.from_pretrained(
+                source,
+                dtype=getattr(torch, dtype),
+                attn_implementation="sdpa",
+                local_files_only=True,
+            )
+            self.model = self.model.to(device)
+        self.model.eval().requires_grad_(False)
+        self.text = self._text()
+        self._compiled: Any = None
+
+    def _text(self) -> Tensor:
+        """Ids of a real text, or random ones for random weights."""
+        if self.tokenizer is None:
+            generator = torch.Generator().manual_seed(0)
+            return torch.randint(3, self.model.config.vocab_size, (8192,), generator=generator)
+        text = (resources.files("lazyllm_ext.demo") / "document.txt").read_text("utf-8")
+        return torch.tensor(self.tokenizer(text)["input_ids"])
+
+    def prompt(self, tokens: int, start: int = 0) -> Tensor:
+        """[tokens] ids of the text, from `start` on, beginning again at its end."""
+        repeats = (start + tokens) // self.text.numel() + 1
+        return self.text.repeat(repeats)[start : start + tokens].to(self.device)
+
+    def check_context(self, request: Request) -> None:
+        """Raises ValueError for a prompt that the model was not made for."""
+        limit = getattr(self.model.config, "max_position_embeddings", None)
+        longest = request.lengths[-1] + request.new_tokens
+        if limit is not None and longest > limit:
+            raise ValueError(
+                f"prompt lengths: expected at most {limit} tokens, the model's context, with "
+                f"{request.new_tokens} new ones, got {request.lengths[-1]}"
+            )
+
+    @contextmanager
+    def under(self, contender: str) -> Iterator[lazyllm_ext.Lazy | None]:
+        """The model as `transformers`, `compiled`, or under the schedule of that name."""
+        if contender == "transformers":
+            yield None
+        elif contender == "compiled":
+            if self._compiled is None:
+                # A generation makes more shapes (first prefill, mask, cache) than the default 8.
+                torch._dynamo.config.recompile_limit = 64
+                self._compiled = torch.compile(self.model.forward, dynamic=True)
+            self.model.forward = self._compiled
+            try:
+                yield None
+            finally:
+                del self.model.forward
+        else:
+            with lazyllm_ext.apply(self.model, contender) as lazy:
+                yield lazy
+
+    def generate(
+        self,
+        contender: str,
+        ids: Tensor,
+        new_tokens: int,
+        around: Callable[[lazyllm_ext.Lazy | None], AbstractContextManager[Any]] = nullcontext,
+    ) -> Run:
+        """One timed greedy generation of exactly `new_tokens` tokens for [n] ids.
+
+        Args:
+            around: entered while the contender is in place; gets what `apply` returned, None for
+                transformers itself.
+        """
+        with self.under(contender) as lazy, around(lazy):
+            self.synchronize()
+            clock = Clock()
+            result = self.model.generate(
+                ids[None],
+                attention_mask=torch.ones_like(ids[None]),
+                max_new_tokens=new_tokens,
+                min_new_tokens=new_tokens,
+                do_sample=False,
+                streamer=clock,
+                pad_token_id=0,
+                return_dict_in_generate=True,
+            )
+            generation = time.perf_counter() - clock.begin
+            first, last = clock.times[0], clock.times[-1]
+            cache = result[CACHE_NAME]
+            if lazy is None:
+                kv = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+                stored: dict[str, Any] = {"kv_bytes": kv, "aux_bytes": 0, "needed_bytes": kv}
+                kept = None
+            else:
+                stored = {
+                    "kv_bytes": cache.kv_nbytes(),
+                    "aux_bytes": cache.aux_nbytes(),
+                    "needed_bytes": _needed(lazy, cache.state),
+                }
+                boundaries = len(lazy.decoder.boundaries)
+                kept = [book.active(cache.state, s + 1, 0) for s in range(boundaries)]
+        per_token = (last - first) / max(1, new_tokens - 1)
+        tokens = result.sequences[0, ids.numel() :].tolist()
+        return Run(first, per_token, generation, **stored, tokens=tokens, kept=kept)
+
+    def synchronize(self) -> None:
+        """Wait for what runs on a GPU."""
+        if self.device != "cpu":
+            torch.cuda.synchronize(self.device)
+
+
+def _random_model(name: str, dtype: str, device: str) -> Any:
+    if name not in SHAPES:
+        raise ValueError(f"model: expected {RANDOM} and one of {', '.join(SHAPES)}, got {name!r}")
+    config = LlamaConfig(**SHAPES[name], max_position_embeddings=_CONTEXT, eos_token_id=None)
+    torch.manual_seed(0)
+    with torch.device(device):
+        return AutoModelForCausalLM.from_config(
+            config, dtype=getattr(torch, dtype), attn_implementation="sdpa"
+        )
+
+
+def _needed(lazy: lazyllm_ext.Lazy, state: Any) -> int:
+    """Bytes of keys and values of C_s in every layer, and of the hidden states that wait."""
+    spec, size = lazy.decoder.spec, lazy.model.dtype.itemsize
+    need = 0
+    for layers, counts in zip(spec.stage_layers, book.computed_per_stage(state), strict=True):
+        for layer in layers:
+            need += 2 * sum(counts) * spec.num_kv_heads[layer] * spec.head_dim[layer] * size
+    waiting = sum(sum(counts) for counts in book.waiting_per_boundary(state))
+    return int(need + waiting * spec.hidden_size * size)

@@ -1,0 +1,237 @@
+"""One prompt under one contender: a prefill, then steps. Everything is batch 1."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from lazyllm_ext import state as bookkeeping
+from lazyllm_ext.hf import Lazy, LazyCache
+from lazyllm_ext.hf.models.versions import CACHE_NAME
+from lazyllm_ext.lab.cost import prefill_operations
+
+from .drop import RandomScores
+from .subject import Prompt, Subject
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The tokens of a prompt that go on after a layer; `layer` -1: before the first one."""
+
+    layer: int
+    tokens: list[int]
+
+
+class Session(Protocol):
+    """What a contender makes of one prompt.
+
+    Attributes:
+        stride: how many tokens of a known continuation one step may take.
+    """
+
+    stride: int
+
+    def prefill(self) -> Tensor:
+        """Compute the prompt: logits [vocab] of its last token. This is what TTFT measures."""
+
+    def step(self, ids: Tensor) -> Tensor:
+        """Compute these tokens [T] after all before: logits [T, vocab]."""
+
+    def fork(self) -> Session:
+        """The same again, to be continued in another way."""
+
+    def operations(self) -> int:
+        """Of the prefill; to be asked for right after it."""
+
+    def kept(self) -> list[Kept]:
+        """What the prefill kept, where something was dropped; to be asked for right after it."""
+
+    def computed_percent(self) -> float:
+        """Mean over layers of the prompt's tokens whose whole layer was computed, up to now."""
+
+
+class PlainSession:
+    """Plain transformers on some tokens.
+
+    Args:
+        ids: [k] the tokens to compute.
+        positions: [k] their positions; by default 0 … k-1.
+        following: position of the first token after the prompt; by default k.
+    """
+
+    stride = 64
+
+    def __init__(
+        self,
+        subject: Subject,
+        ids: Tensor,
+        positions: Tensor | None = None,
+        following: int | None = None,
+    ):
+        self.subject, self.ids = subject, ids
+        self.positions = torch.arange(ids.numel(), device=ids.device)
+        if positions is not None:
+            self.positions = positions
+        self.following = ids.numel() if following is None else following
+        self.stored = 0
+        self.cache: Any = None
+
+    def prefill(self) -> Tensor:
+        return self._call(self.ids, self.positions, 1)[-1]
+
+    def step(self, ids: Tensor) -> Tensor:
+        positions = self.following + torch.arange(ids.numel(), device=ids.device)
+        self.following += ids.numel()
+        return self._call(ids, positions, ids.numel())
+
+    def _call(self, ids: Tensor, positions: Tensor, logits: int) -> Tensor:
+        self.stored += ids.numel()
+        # With a mask given, transformers takes gaps in the positions for nothing but positions.
+        mask = torch.ones(1, self.stored, dtype=torch.int64, device=ids.device)
+        with torch.no_grad():
+            output = self.subject.model(
+                ids[None],
+                attention_mask=mask,
+                position_ids=positions[None],
+                **{CACHE_NAME: self.cache},
+                use_cache=True,
+                logits_to_keep=logits,
+            )
+        self.cache = output[CACHE_NAME]
+        result: Tensor = output.logits[0]
+        return result
+
+    def fork(self) -> PlainSession:
+        other = copy.copy(self)
+        other.cache = copy.deepcopy(self.cache)
+        return other
+
+    def operations(self) -> int:
+        return self.subject.dense_operations(self.ids.numel())
+
+    def kept(self) -> list[Kept]:
+        return []
+
+    def computed_percent(self) -> float:
+        return 100.0
+
+
+class LazySession:
+    """A model to which LazyLLM is applied. A known continuation is fed as decoding would.
+
+    Args:
+        lazy: of the one model.
+        ids: [n] the prompt.
+        scores: by lot, instead of the importance; None for the importance.
+    """
+
+    stride = 1
+
+    def __init__(self, lazy: Lazy, ids: Tensor, scores: RandomScores | None = None):
+        self.lazy, self.ids, self.scores = lazy, ids, scores
+        self.cache: LazyCache = lazy.new_cache()
+        lazy.decoder.on_importance = scores
+
+    def prefill(self) -> Tensor:
+        return self._call(self.ids, 1)[-1]
+
+    def step(self, ids: Tensor) -> Tensor:
+        return self._call(ids, ids.numel())
+
+    def _call(self, ids: Tensor, logits: int) -> Tensor:
+        if self.scores is not None:
+            self.scores.cache = self.cache
+        output = self.lazy.model(ids[None], past_key_values=self.cache, logits_to_keep=logits)
+        result: Tensor = output.logits[0]
+        return result
+
+    def fork(self) -> LazySession:
+        other = copy.copy(self)
+        other.cache = self.cache.copy()
+        return other
+
+    def _active(self) -> list[Tensor]:
+        """A_1 … A_S of the last step, token indices."""
+        assert self.cache.state is not None
+        count = len(self.lazy.decoder.boundaries)
+        return [bookkeeping.active(self.cache.state, s + 1, 0) for s in range(count)]
+
+    def operations(self) -> int:
+        return prefill_operations(self.lazy.decoder, self.ids.numel(), self._active()).total
+
+    def kept(self) -> list[Kept]:
+        layers = [layer for layer, at in enumerate(self.lazy.decoder.boundary_at) if at >= 0]
+        active = (tokens.tolist() for tokens in self._active())
+        return [Kept(*both) for both in zip(layers, active, strict=True)]
+
+    def computed_percent(self) -> float:
+        return self.cache.report().prompt_computed_percent
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """A prompt made shorter before the model computes it.
+
+    Attributes:
+        ids: [k] what is computed instead.
+        positions: [k] their positions; None for 0 … k-1.
+        following: position of the first token after them.
+        kept: tokens of the original prompt that are in it, and the layer that chose them.
+        operations: what finding it took.
+        computed_percent: with `ids` computed in all layers; see `Session.computed_percent`.
+    """
+
+    ids: Tensor
+    positions: Tensor | None
+    following: int
+    kept: Kept
+    operations: int
+    computed_percent: float
+
+
+class ReducedSession:
+    """Plain transformers on a prompt that is made shorter first; finding out how is in TTFT."""
+
+    stride = PlainSession.stride
+
+    def __init__(
+        self, subject: Subject, prompt: Prompt, reduce: Callable[[Subject, Prompt], Reduction]
+    ):
+        self.subject, self.prompt, self.reduce = subject, prompt, reduce
+        self.reduction: Reduction | None = None
+        self.plain: PlainSession | None = None
+
+    def prefill(self) -> Tensor:
+        self.reduction = self.reduce(self.subject, self.prompt)
+        self.plain = PlainSession(
+            self.subject, self.reduction.ids, self.reduction.positions, self.reduction.following
+        )
+        return self.plain.prefill()
+
+    def step(self, ids: Tensor) -> Tensor:
+        return self._prefilled()[1].step(ids)
+
+    def fork(self) -> ReducedSession:
+        other = copy.copy(self)
+        other.plain = self._prefilled()[1].fork()
+        return other
+
+    def operations(self) -> int:
+        reduction, plain = self._prefilled()
+        return reduction.operations + plain.operations()
+
+    def kept(self) -> list[Kept]:
+        return [self._prefilled()[0].kept]
+
+    def computed_percent(self) -> float:
+        return self._prefilled()[0].computed_percent
+
+    def _prefilled(self) -> tuple[Reduction, PlainSession]:
+        if self.reduction is None or self.plain is None:
+            raise RuntimeError("session: expected a prefill before this")
+        return self.reduction, self.plain

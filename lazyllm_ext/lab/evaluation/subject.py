@@ -1,0 +1,156 @@
+"""The model under test: its tokens, its operations, and the chunks of plain transformers calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lazyllm_ext.decoder import LazyDecoder
+from lazyllm_ext.hf.models.versions import CACHE_NAME
+from lazyllm_ext.lab.cost import prefill_operations
+
+from .tasks import Item
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt as the model gets it.
+
+    Attributes:
+        text: the text that was tokenized, chat template and answer prefix included.
+        ids: [n] int64, on the model's device.
+        spans: for each token its begin and end in `text`; both equal for what the tokenizer added.
+    """
+
+    text: str
+    ids: Tensor
+    spans: tuple[tuple[int, int], ...]
+
+
+class Subject:
+    """A model and its tokenizer, and how items become prompts.
+
+    Args:
+        model: a causal language model of a supported family, in inference mode, without LazyLLM.
+        tokenizer: its tokenizer; one that tells where in the text each token is (a "fast" one).
+        chat: use the chat template, where there is one, for the items that say `chat`.
+        answer_prefix: append an item's `answer_prefix` where no chat template is used.
+
+    Raises:
+        ValueError: a model that LazyLLM does not support, or a tokenizer that is not fast.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, *, chat: bool = True, answer_prefix: bool = False
+    ):
+        if not getattr(tokenizer, "is_fast", False):
+            raise ValueError(
+                "tokenizer: expected one that gives the place of each token (a fast one), "
+                f"got {type(tokenizer).__name__}"
+            )
+        self.model, self.tokenizer = model, tokenizer
+        self.chat, self.answer_prefix = chat, answer_prefix
+        self.dense_decoder = LazyDecoder.from_model(model, "dense")
+        self.stop = _stop_tokens(model, tokenizer)
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.model.device)
+
+    @property
+    def context(self) -> int | None:
+        """Most tokens of prompt and answer; None for no limit."""
+        return getattr(self.model.config, "max_position_embeddings", None)
+
+    def uses_template(self, item: Item) -> bool:
+        """Whether the item's prompt becomes a turn of a chat."""
+        return self.chat and item.chat and bool(getattr(self.tokenizer, "chat_template", None))
+
+    def too_long(self, item: Item, tokens: int, more: int) -> str | None:
+        """A sentence about an item whose prompt and answer of `more` tokens pass the context."""
+        if self.context is None or tokens + more <= self.context:
+            return None
+        return (
+            f"{item.id}: expected at most {self.context} tokens, the model's context, with the "
+            f"answer; got {tokens} and {more}"
+        )
+
+    def encode(self, item: Item, text: str | None = None) -> Prompt:
+        """The item's prompt, or another text in its place, as the model gets it.
+
+        Raises:
+            ValueError: it has no token.
+        """
+        text = item.prompt if text is None else text
+        special = not self.uses_template(item)
+        if not special:
+            turn = [{"role": "user", "content": text}]
+            text = self.tokenizer.apply_chat_template(
+                turn, tokenize=False, add_generation_prompt=True
+            )
+        elif self.answer_prefix:
+            text += item.answer_prefix
+        return self.tokens(text, special)
+
+    def tokens(self, text: str, special: bool = False) -> Prompt:
+        """Any text; `special`: with the tokens that the tokenizer puts around a text."""
+        encoded = self.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
+        if not encoded["input_ids"]:
+            raise ValueError("prompt: expected at least one token, got none")
+        ids = torch.tensor(encoded["input_ids"], device=self.device)
+        return Prompt(text, ids, tuple((begin, end) for begin, end in encoded["offset_mapping"]))
+
+    def decode(self, tokens: list[int]) -> str:
+        """Text of generated tokens, without special ones."""
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+
+    def dense_operations(self, tokens: int) -> int:
+        """Operations of a dense prefill; see `lazyllm_ext.lab.cost`."""
+        return prefill_operations(self.dense_decoder, tokens).total
+
+    def surprise(self, ids: Tensor, chunk: int = 256) -> Tensor:
+        """Self-information -log p(token | tokens before it) in nats, [n] float32 on the CPU.
+
+        The first token's is infinite: nothing comes before it.
+        """
+        parts = [torch.tensor([float("inf")])]
+        last: Tensor | None = None
+        for begin, logits in self._all_logits(ids, chunk):
+            if last is not None:
+                logits = torch.cat([last, logits])
+            expected = ids[begin + 1 - (last is not None) : begin + chunk]
+            parts.append(nats(logits[: expected.numel()], expected).cpu())
+            last = logits[-1:]
+        return torch.cat(parts)
+
+    def _all_logits(self, ids: Tensor, chunk: int) -> Iterator[tuple[int, Tensor]]:
+        """Logits of every token, [≤ chunk, vocab] at a time, each with its first token's index."""
+        cache = None
+        for begin in range(0, ids.numel(), chunk):
+            with torch.no_grad():
+                output = self.model(
+                    ids[None, begin : begin + chunk], use_cache=True, **{CACHE_NAME: cache}
+                )
+            cache = output[CACHE_NAME]
+            yield begin, output.logits[0]
+
+
+def nats(logits: Tensor, ids: Tensor) -> Tensor:
+    """logits [T, vocab] and the tokens that came, ids [T] -> -log p [T] float32."""
+    return torch.nn.functional.cross_entropy(logits.float(), ids, reduction="none")
+
+
+def kl_divergence(expected: Tensor, logits: Tensor) -> Tensor:
+    """KL(expected ‖ softmax(logits)), both [T, vocab], `expected` as log p -> [T] float32, nats."""
+    return (expected.exp() * (expected - logits.float().log_softmax(-1))).sum(-1)
+
+
+def _stop_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+    """The tokens that end an answer, by the model's generation settings and the tokenizer."""
+    ends = getattr(model.generation_config, "eos_token_id", None)
+    listed = ends if isinstance(ends, list) else [ends]
+    return frozenset(end for end in (*listed, tokenizer.eos_token_id) if end is not None)

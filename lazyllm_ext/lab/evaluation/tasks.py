@@ -1,0 +1,251 @@
+"""Tasks: items in JSON lines, one object a line. A broken line is named and left out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lazyllm_ext.schedule.fields import decode, shown
+
+from .metrics import METRICS, WITH_CLASSES
+
+
+@dataclass(frozen=True)
+class Item:
+    """One prompt and what a right answer is.
+
+    Attributes:
+        id: unique among all items of a run.
+        task: name of the data set; by default that of the file.
+        category: what tasks are averaged in; by default the task.
+        prompt: the whole user text.
+        answers: accepted answers, the best one counts.
+        metric: one of METRICS.
+        max_new_tokens: longest answer; 0 for nll, which generates none.
+        question: the question alone, as it stands in the prompt; None where there is none.
+        also_metrics: reported beside `metric`.
+        chat: whether the prompt is a user's turn in the chat template, if there is one.
+        answer_prefix: text that may be appended to the prompt where no template is used.
+        classes: what `classification` and `classes_first_line` look for.
+        target_tokens: nominal length; None where there is none.
+    """
+
+    id: str
+    task: str
+    category: str
+    prompt: str
+    answers: tuple[str, ...]
+    metric: str
+    max_new_tokens: int
+    question: str | None = None
+    also_metrics: tuple[str, ...] = ()
+    chat: bool = False
+    answer_prefix: str = ""
+    classes: tuple[str, ...] = ()
+    target_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """What was read: the items in the order of files and lines, and a sentence per broken line."""
+
+    items: tuple[Item, ...]
+    faults: tuple[str, ...]
+
+
+def read_tasks(paths: Iterable[str | os.PathLike[str]]) -> Tasks:
+    """Read files of JSON lines, and folders of `*.jsonl` files (by name).
+
+    Raises:
+        ValueError: a path that cannot be read, a folder without such a file, or not one good item.
+    """
+    return collect(
+        "tasks", ((file, partial(parse_item, task=file.stem)) for file in files_of(paths, "tasks"))
+    )
+
+
+def collect(name: str, files: Iterable[tuple[Path, Callable[[str, str], Item]]]) -> Tasks:
+    """The items of files of JSON lines, each file with what makes an item of a line.
+
+    Args:
+        name: of what is read, for messages.
+        files: each with a function of a line and of its file and number, which raises ValueError.
+
+    Raises:
+        ValueError: a file that cannot be read, or not one good item.
+    """
+    items: dict[str, Item] = {}
+    faults: list[str] = []
+    for file, parse in files:
+        try:
+            lines = file.read_bytes().split(b"\n")
+        except OSError as error:
+            raise ValueError(f"{name}: cannot read {str(file)!r}: {error.strerror}") from error
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            where = f"{file}:{number}"
+            try:
+                item = parse(_text(line, where), where)
+                if item.id in items:
+                    raise ValueError(f"{where}: id: expected a new one, got {shown(item.id)} again")
+            except ValueError as error:
+                faults.append(str(error))
+            else:
+                items[item.id] = item
+    if not items:
+        first = f"; the first fault: {faults[0]}" if faults else ""
+        raise ValueError(f"{name}: expected at least one item, got none{first}")
+    return Tasks(tuple(items.values()), tuple(faults))
+
+
+def choose(items: Sequence[Item], lengths: Sequence[int] = (), limit: int | None = None) -> Tasks:
+    """The items of these nominal lengths, at most `limit` of each task and length, in their order.
+
+    Args:
+        lengths: values of `target_tokens`; none for all items.
+
+    Raises:
+        ValueError: a length that no item has.
+    """
+    for length in lengths:
+        if not any(item.target_tokens == length for item in items):
+            have = sorted({item.target_tokens for item in items if item.target_tokens is not None})
+            got = ", ".join(map(str, have)) or "none with target_tokens"
+            raise ValueError(f"lengths: got {length}, expected one of the items': {got}")
+    taken: dict[tuple[str, int | None], int] = {}
+    chosen: list[Item] = []
+    for item in items:
+        key = (item.task, item.target_tokens)
+        if lengths and item.target_tokens not in lengths:
+            continue
+        taken[key] = taken.get(key, 0) + 1
+        if limit is None or taken[key] <= limit:
+            chosen.append(item)
+    return Tasks(tuple(chosen), ())
+
+
+def parse_item(text: str, where: str, task: str) -> Item:
+    """One line -> an item.
+
+    Args:
+        where: file and line, for messages.
+        task: the name that an item without `task` gets.
+
+    Raises:
+        ValueError: not a JSON object, or a field that is missing or wrong: field, expected, got.
+    """
+    data = decode(text, where)
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{where}: expected a JSON object, got {shown(data)}")
+    fields = Fields(data, where)
+    metric = fields.one_of("metric", METRICS)
+    task = fields.text("task", task)
+    item = Item(
+        id=fields.text("id"),
+        task=task,
+        category=fields.text("category", task),
+        prompt=fields.text("prompt"),
+        answers=fields.texts("answers"),
+        metric=metric,
+        max_new_tokens=fields.count("max_new_tokens", 0 if metric == "nll" else None),
+        question=fields.text("question", "") or None,
+        also_metrics=fields.texts("also_metrics", ()),
+        chat=fields.truth("chat"),
+        answer_prefix=fields.text("answer_prefix", ""),
+        classes=fields.texts("classes", ()),
+        target_tokens=fields.count("target_tokens", -1) if "target_tokens" in data else None,
+    )
+    _check_together(item, where)
+    return item
+
+
+def _check_together(item: Item, where: str) -> None:
+    """What no field shows alone."""
+    if not item.answers:
+        raise ValueError(f"{where}: answers: expected at least one answer, got none")
+    for metric in item.also_metrics:
+        if metric not in METRICS or metric == "nll":
+            known = ", ".join(name for name in METRICS if name != "nll")
+            raise ValueError(f"{where}: also_metrics: expected {known}, got {shown(metric)}")
+    for metric in (item.metric, *item.also_metrics):
+        if metric in WITH_CLASSES and not item.classes:
+            raise ValueError(f"{where}: classes: expected the classes of {metric}, got none")
+    if item.metric != "nll" and item.max_new_tokens < 1:
+        raise ValueError(f"{where}: max_new_tokens: expected at least 1, got {item.max_new_tokens}")
+    if item.metric == "nll" and not item.answers[0]:
+        raise ValueError(f"{where}: answers: expected a text to score, got an empty one")
+
+
+class Fields:
+    """The fields of one line; each method gives one of them, or raises ValueError."""
+
+    def __init__(self, data: Mapping[str, Any], where: str):
+        self.data, self.where = data, where
+
+    def _fault(self, name: str, expected: str) -> ValueError:
+        got = shown(self.data[name]) if name in self.data else "nothing"
+        return ValueError(f"{self.where}: {name}: expected {expected}, got {got}")
+
+    def text(self, name: str, missing: str | None = None) -> str:
+        value = self.data.get(name, missing)
+        if value is None and missing == "":  # JSON's null for an optional text
+            return ""
+        if not isinstance(value, str) or (missing is None and not value):
+            raise self._fault(name, "a text")
+        return value
+
+    def texts(self, name: str, missing: tuple[str, ...] | None = None) -> tuple[str, ...]:
+        value = self.data.get(name, missing)
+        if value is None and missing is not None:
+            return missing
+        if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
+            raise self._fault(name, "a list of texts")
+        return tuple(value)
+
+    def one_of(self, name: str, known: Iterable[str]) -> str:
+        known = tuple(known)
+        value = self.data.get(name)
+        if not isinstance(value, str) or value not in known:
+            raise self._fault(name, f"one of {', '.join(known)}")
+        return value
+
+    def count(self, name: str, missing: int | None) -> int:
+        value = self.data.get(name, missing)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise self._fault(name, "a whole number of at least 0")
+        return value
+
+    def truth(self, name: str) -> bool:
+        value = self.data.get(name, False)
+        if not isinstance(value, bool):
+            raise self._fault(name, "true or false")
+        return value
+
+
+def files_of(paths: Iterable[str | os.PathLike[str]], what: str) -> list[Path]:
+    """The files, and those of the folders. ValueError, beginning with `what`, for a wrong path."""
+    files: list[Path] = []
+    for name in paths:
+        path = Path(name)
+        if path.is_dir():
+            inside = sorted(path.glob("[!.]*.jsonl"))
+            if not inside:
+                raise ValueError(f"{what}: expected *.jsonl files, got none in {str(path)!r}")
+            files += inside
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise ValueError(f"{what}: no such file or folder: {str(path)!r}")
+    return list(dict.fromkeys(files))
+
+
+def _text(line: bytes, where: str) -> str:
+    try:
+        return line.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: expected UTF-8 text, got other bytes") from error

@@ -1,0 +1,161 @@
+"""What the dense model does after a prompt, and what of its computation every candidate shares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lazyllm_ext.decoder import LazyDecoder
+from lazyllm_ext.lab.evaluation.static import SCORING
+from lazyllm_ext.schedule import Boundary, PruningSchedule
+
+from .curves import Recall, recalls
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One prompt under the dense model.
+
+    Attributes:
+        prompt_tokens: n.
+        tokens: [≤ new tokens] its greedy continuation; the last one may end the answer.
+        log_probs: [tokens, vocab] float32, of each of them given all before.
+        hidden: by layer, what enters it: [n + tokens - 1, hidden], in the memory of the host.
+        curve: see `curves.recalls`.
+    """
+
+    prompt_tokens: int
+    tokens: list[int]
+    log_probs: Tensor
+    hidden: dict[int, Tensor]
+    curve: list[Recall]
+
+    def keep_hidden(self, layers: Collection[int]) -> None:
+        """Forget what enters other layers."""
+        for layer in [layer for layer in self.hidden if layer not in layers]:
+            del self.hidden[layer]
+
+
+class DenseModel:
+    """The dense model, looked at from inside.
+
+    It is a decoder that scores in every layer where tokens may be dropped, and drops none.
+
+    Args:
+        model: a causal language model of a supported family, without LazyLLM.
+
+    Raises:
+        ValueError: a model that LazyLLM does not support, or one without a layer for a boundary.
+
+    Attributes:
+        layers: where a boundary may be, ascending.
+        decoder: of the whole model.
+    """
+
+    def __init__(self, model: Any):
+        dense = LazyDecoder.from_model(model, PruningSchedule())
+        self.layers = [n for n, layer in enumerate(dense.layers) if layer.window == 0]
+        if self.layers[-1:] == [dense.num_layers - 1]:
+            self.layers.pop()
+        if not self.layers:
+            raise ValueError(
+                "model: expected one with a full-attention layer before the last layer, got "
+                f"{dense.num_layers} layers without one"
+            )
+        boundaries = tuple(Boundary(layer=layer, keep=1.0) for layer in self.layers)
+        self.decoder = LazyDecoder.from_model(model, replace(SCORING, boundaries=boundaries))
+
+    @torch.no_grad()
+    def reference(
+        self, ids: Tensor, new_tokens: int, stop: Collection[int], keep: Collection[int] = ()
+    ) -> Reference:
+        """Compute a prompt and its greedy continuation.
+
+        Args:
+            ids: [n] int64, on the model's device.
+            new_tokens: most tokens of the continuation.
+            stop: tokens that end it.
+            keep: layers, what enters which is kept.
+        """
+        count = ids.numel()
+        entering: dict[int, list[Tensor]] = {layer: [] for layer in keep}
+        scores: dict[int, Tensor] = {}
+        attention: dict[int, Tensor] = {}
+
+        def on_importance(boundary: int, scored: Tensor) -> Tensor:
+            layer, mine = self.layers[boundary], scored[:count].cpu()
+            if layer not in scores:  # the prompt's own last queries
+                scores[layer] = mine / SCORING.window
+            else:
+                attention[layer] = attention.get(layer, torch.zeros(count)) + mine
+            return scored
+
+        state = self.decoder.new_state(1, self.decoder.embed_tokens(ids[:1]))
+
+        def step(ids: Tensor, first: int) -> Tensor:
+            positions = first + torch.arange(ids.numel(), device=ids.device)
+            with _Hooks(self.decoder, entering):
+                logits: Tensor = self.decoder(ids, positions, [ids.numel()], state)
+            return logits[-1]
+
+        self.decoder.on_importance = on_importance
+        try:
+            tokens, logits = _continue(step, ids, new_tokens, stop)
+        finally:
+            self.decoder.on_importance = None
+        return Reference(
+            count,
+            tokens,
+            torch.stack(logits).float().log_softmax(-1),
+            {
+                layer: torch.cat(parts)[: count + len(tokens) - 1]
+                for layer, parts in entering.items()
+            },
+            recalls(scores, attention),
+        )
+
+
+class _Hooks:
+    """While a step runs: appends what enters each layer of `entering`, copied to the host."""
+
+    def __init__(self, decoder: LazyDecoder, entering: dict[int, list[Tensor]]):
+        self.decoder, self.entering = decoder, entering
+
+    def __enter__(self) -> None:
+        self.seen: dict[int, Tensor] = {}
+        self.handles: list[Any] = []
+        for layer in self.entering:
+
+            def look(module: Any, inputs: Any, layer: int = layer) -> None:
+                # A boundary norms its rows twice: the first time all that enter.
+                self.seen.setdefault(layer, inputs[0])
+
+            norm: Any = self.decoder.layers[layer].input_norm
+            self.handles.append(norm.register_forward_pre_hook(look))
+
+    def __exit__(self, *error: object) -> None:
+        for handle in self.handles:
+            handle.remove()
+        for layer, hidden in self.seen.items():
+            self.entering[layer].append(hidden.cpu())
+
+
+def _continue(
+    step: Callable[[Tensor, int], Tensor], ids: Tensor, new_tokens: int, stop: Collection[int]
+) -> tuple[list[int], list[Tensor]]:
+    """Greedy tokens, and the logits [vocab] that each was taken from.
+
+    The last one is fed too, though nothing comes after it: its attention counts in the curves, and
+    an answer of one token would have none without it.
+    """
+    logits = [step(ids, 0)]
+    tokens = [int(logits[0].argmax())]
+    while len(tokens) < new_tokens and tokens[-1] not in stop:
+        logits.append(step(ids.new_tensor(tokens[-1:]), ids.numel() + len(tokens) - 1))
+        tokens.append(int(logits[-1].argmax()))
+    step(ids.new_tensor(tokens[-1:]), ids.numel() + len(tokens) - 1)
+    return tokens, logits

@@ -1,0 +1,332 @@
+"""From a model and prompts to a schedule: references, curves, search, check."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor
+
+from lazyllm_ext.lab.evaluation.subject import Subject
+from lazyllm_ext.lab.evaluation.tasks import Item
+from lazyllm_ext.schedule import PruningSchedule
+
+from . import trial
+from .candidates import Candidate, grid, harder, operations
+from .curves import Recall, choose_layers, mean_curve
+from .prompts import halves
+from .reference import DenseModel, Reference
+from .search import cheapest
+from .trial import Outcome, mean
+
+# The layers are chosen from the curves of so many prompts: of these what enters every layer is
+# held, of the others only what enters the chosen ones.
+_PILOT = 4
+# A schedule that spares less than this over another one is not worth a run.
+_WORTH = 0.02
+_MIN_TOKENS = 512
+
+# (what, done, total): total is an upper bound.
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is asked of a schedule, and how hard it is looked for.
+
+    Attributes:
+        bound: largest KL(dense ‖ schedule) in nats, mean over prompts and tokens.
+        agreement: smallest part of tokens that are the dense model's, mean over prompts; None for
+            any.
+        new_tokens: most tokens of each dense continuation that both are measured on.
+        most_boundaries: of a schedule.
+        most_runs: of schedules, each on all prompts of the tuned half at most.
+
+    Raises:
+        ValueError: a value out of its range.
+    """
+
+    bound: float = 0.05
+    agreement: float | None = None
+    new_tokens: int = 16
+    most_boundaries: int = 2
+    most_runs: int = 40
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.bound) and self.bound >= 0):
+            raise ValueError(f"bound: expected a KL of at least 0 nats, got {self.bound}")
+        if self.agreement is not None and not 0 <= self.agreement <= 1:
+            raise ValueError(f"agreement: expected a part from 0 to 1, got {self.agreement}")
+        for name, most in (("new_tokens", None), ("most_boundaries", 3), ("most_runs", None)):
+            value = getattr(self, name)
+            if value < 1 or (most is not None and value > most):
+                expected = "at least 1" if most is None else f"1 to {most}"
+                raise ValueError(f"{name}: expected {expected}, got {value}")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A schedule that was run.
+
+    Attributes:
+        candidate: its boundaries.
+        outcome: mean over the prompts that it was run on.
+        prompts: how many these are; a schedule is given up once it must end over the bound.
+        of: how many there are.
+        within: whether it is within the bounds.
+    """
+
+    candidate: Candidate
+    outcome: Outcome
+    prompts: int
+    of: int
+    within: bool
+
+    @property
+    def least_kl(self) -> float:
+        """The mean over all prompts; at least that if it was not run on all."""
+        return self.outcome.kl * self.prompts / self.of
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What came of it.
+
+    Attributes:
+        wish: what was asked.
+        schedule: the result, named.
+        chosen: its boundaries; none for the dense model.
+        tuned, checked: the result on both halves; None for the dense model, which is its own
+            reference.
+        trials: on the tuned half, in the order of the runs.
+        checks: on the other half, of those within the bounds on the tuned one.
+        open: schedules that might be better, for which no runs were left.
+        curve: recall by layer, mean over the tuned half.
+        layers: where boundaries were tried.
+        tuned_tokens, checked_tokens: lengths of the prompts.
+        dense_operations: of a dense prefill, mean over the tuned half.
+        skipped: a sentence for each prompt that does not fit the model's context.
+    """
+
+    wish: Wish
+    schedule: PruningSchedule
+    chosen: Candidate
+    tuned: Outcome | None
+    checked: Outcome | None
+    trials: list[Trial]
+    checks: list[Trial]
+    open: int
+    curve: list[Recall]
+    layers: list[int]
+    tuned_tokens: list[int]
+    checked_tokens: list[int]
+    dense_operations: float
+    skipped: list[str]
+
+
+def within(wish: Wish, outcomes: Sequence[Outcome], of: int) -> bool:
+    """Whether the mean over `of` prompts can still be, or is, within the bounds.
+
+    KL is at least 0 and agreement at most 1, so that what is too much for all prompts stays so.
+    """
+    if sum(o.kl for o in outcomes) > wish.bound * of:
+        return False
+    if wish.agreement is None:
+        return True
+    return sum(1 - o.agreement for o in outcomes) <= (1 - wish.agreement) * of + 1e-9
+
+
+def tune(
+    subject: Subject,
+    items: Sequence[Item],
+    wish: Wish,
+    name: str,
+    progress: Progress = lambda what, done, total: None,
+) -> Tuning:
+    """Find the cheapest schedule within the bounds.
+
+    Args:
+        subject: the model.
+        items: prompts; every second one is tuned on. What is within the bounds there is checked
+            on the others, and counts as over them if it is so there.
+        name: of the schedule.
+        progress: called as work is done.
+
+    Raises:
+        ValueError: a model without a place for a boundary, or fewer than two prompts that fit.
+    """
+    dense = DenseModel(subject.model)
+    fitting, skipped = fitting_prompts(subject, items, wish.new_tokens)
+    tuned_ids, checked_ids = halves(fitting)
+    bar = _Bar(progress, len(tuned_ids) * (1 + wish.most_runs) + 2 * len(checked_ids))
+    references, layers = _references(subject, dense, tuned_ids, wish, bar)
+    min_tokens = min(_MIN_TOKENS, *(ids.numel() for ids in fitting))
+    half = _Half(dense, lambda: references, wish, min_tokens, bar)
+    other = _Half(
+        dense, lambda: _other(subject, dense, checked_ids, layers, wish, bar), wish, min_tokens, bar
+    )
+    lengths = [ids.numel() for ids in tuned_ids]
+    best, left_open = _search(grid(layers, wish.most_boundaries), half, other, lengths)
+    bar.end()
+    return Tuning(
+        wish,
+        best.schedule(name, min_tokens) if best else PruningSchedule(name=name),
+        best or Candidate(()),
+        half.outcome(best),
+        other.outcome(best),
+        half.trials,
+        other.trials,
+        left_open,
+        mean_curve([reference.curve for reference in references]),
+        layers,
+        lengths,
+        [ids.numel() for ids in checked_ids],
+        sum(operations(dense.decoder, Candidate(()), n) for n in lengths) / len(lengths),
+        skipped,
+    )
+
+
+class _Bar:
+    """Counts runs of one prompt; what is given up early counts as done."""
+
+    def __init__(self, progress: Progress, total: int):
+        self.progress, self.total, self.done = progress, total, 0
+
+    def step(self, what: str, count: int = 1) -> None:
+        self.done += count
+        self.total = max(self.total, self.done)  # checks after the first one are not foreseen
+        self.progress(what, self.done, self.total)
+
+    def end(self) -> None:
+        """The search may end before its runs are used up."""
+        self.step("", self.total - self.done)
+
+
+def fitting_prompts(
+    subject: Subject, items: Sequence[Item], new_tokens: int
+) -> tuple[list[Tensor], list[str]]:
+    """Tokens of the prompts that fit the model's context, and sentences about the others."""
+    fitting: list[Tensor] = []
+    skipped: list[str] = []
+    for item in items:
+        ids = subject.encode(item).ids
+        refusal = subject.too_long(item, ids.numel(), new_tokens)
+        if refusal is None:
+            fitting.append(ids)
+        else:
+            skipped.append(refusal)
+    return fitting, skipped
+
+
+def _references(
+    subject: Subject, dense: DenseModel, prompts: Sequence[Tensor], wish: Wish, bar: _Bar
+) -> tuple[list[Reference], list[int]]:
+    """The dense model on the tuned half, and the layers in which boundaries are tried."""
+    references: list[Reference] = []
+    layers = dense.layers
+    for number, ids in enumerate(prompts, start=1):
+        references.append(dense.reference(ids, wish.new_tokens, subject.stop, layers))
+        bar.step(f"dense model, prompt {number} of {len(prompts)}")
+        if number == min(_PILOT, len(prompts)):
+            curve = mean_curve([reference.curve for reference in references])
+            layers = choose_layers(curve, dense.decoder.num_layers)
+            for reference in references:
+                reference.keep_hidden(layers)
+    return references, layers
+
+
+def _other(
+    subject: Subject,
+    dense: DenseModel,
+    prompts: Sequence[Tensor],
+    layers: Sequence[int],
+    wish: Wish,
+    bar: _Bar,
+) -> list[Reference]:
+    """The dense model on the other half."""
+    references = []
+    for number, ids in enumerate(prompts, start=1):
+        references.append(dense.reference(ids, wish.new_tokens, subject.stop, layers))
+        bar.step(f"dense model, prompt {number} of {len(prompts)} of the other half")
+    return references
+
+
+def _search(
+    candidates: Sequence[Candidate], half: _Half, other: _Half, lengths: Sequence[int]
+) -> tuple[Candidate | None, int]:
+    """The cheapest candidate within the bounds on both halves, and how many are left open."""
+    # One length stands for all when candidates are compared before they are run.
+    length = round(sum(lengths) / len(lengths))
+    dense = half.dense.decoder
+    found = cheapest(
+        candidates,
+        [operations(dense, candidate, length) for candidate in candidates],
+        harder,
+        lambda place: half.run(candidates[place]) and other.run(candidates[place]),
+        half.wish.most_runs,
+        _WORTH,
+        (1 - _WORTH) * operations(dense, Candidate(()), length),
+    )
+    return None if found.best is None else candidates[found.best], found.open
+
+
+class _Half:
+    """Runs candidates on one half of the prompts, and remembers what came of it.
+
+    Args:
+        references: of its prompts; computed when the first candidate is run.
+    """
+
+    def __init__(
+        self,
+        dense: DenseModel,
+        references: Callable[[], Sequence[Reference]],
+        wish: Wish,
+        min_tokens: int,
+        bar: _Bar,
+    ):
+        self.dense, self.wish, self.min_tokens, self.bar = dense, wish, min_tokens, bar
+        self._make_references = references
+        self.trials: list[Trial] = []
+
+    @cached_property
+    def references(self) -> Sequence[Reference]:
+        return self._make_references()
+
+    @cached_property
+    def _kl(self) -> list[list[float]]:
+        """What each prompt has suffered so far."""
+        return [[] for _ in self.references]
+
+    def run(self, candidate: Candidate) -> bool:
+        """Whether a candidate is within the bounds; as few prompts as it takes to know."""
+        schedule = candidate.schedule(min_tokens=self.min_tokens)
+        outcomes: list[Outcome] = []
+        count = len(self.references)
+        fine = True
+        for place in self._order():
+            outcomes.append(trial.run(self.dense.decoder, schedule, self.references[place]))
+            self._kl[place].append(outcomes[-1].kl)
+            self.bar.step(f"run {len(self.trials) + 1} ({candidate}){self._best_so_far()}")
+            fine = within(self.wish, outcomes, count)
+            if not fine:
+                break
+        self.trials.append(Trial(candidate, mean(outcomes), len(outcomes), count, fine))
+        self.bar.step("", count - len(outcomes))
+        return fine
+
+    def outcome(self, candidate: Candidate | None) -> Outcome | None:
+        """Of a candidate that was run; None for none."""
+        found = (tried.outcome for tried in self.trials if tried.candidate == candidate)
+        return next(found, None)
+
+    def _best_so_far(self) -> str:
+        ratios = [tried.outcome.ratio for tried in self.trials if tried.within]
+        return f", best {max(ratios):.2f}×" if ratios else ""
+
+    def _order(self) -> list[int]:
+        """The prompts that have suffered most come first: they end a hopeless run soonest."""
+        means = [sum(kl) / len(kl) if kl else 0.0 for kl in self._kl]
+        return sorted(range(len(means)), key=lambda place: (-means[place], place))

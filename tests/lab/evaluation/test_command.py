@@ -1,0 +1,182 @@
+"""`lazyllm-ext eval` as a command."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lazyllm_ext.lab.evaluation import runner
+
+Run = Callable[..., Any]
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+
+
+def scores(folder: Path) -> list[tuple[Any, ...]]:
+    """What two runs have in common."""
+    names = ("key", "score", "scores", "output", "kl", "profile")
+    return [tuple(record[name] for name in names) for record in records(folder)]
+
+
+def test_whole_run_twice(run: Run, folder: Path, tasks: Path, schedule: Path, tmp_path: Path):
+    tasks.write_text(tasks.read_text() + "{broken\n")
+    specs = f"dense,{schedule},random:{schedule}"
+    outputs = [tmp_path / "one", tmp_path / "two"]
+    for output in outputs:
+        ran = run("eval", folder, "--tasks", tasks, "--contenders", specs, "--limit", 1,
+                  "--output", output, "--page", "qa-0")  # fmt: skip
+        assert ran.status == 0, ran.stderr
+    assert scores(outputs[0]) == scores(outputs[1])
+    assert len(records(outputs[0])) == 6  # a question and a text, three contenders
+    for words in ("mean of categories", "random:pruned", "100 tokens", "language-modelling"):
+        assert words in ran.stdout
+    assert f"{tasks}:5: expected JSON" in ran.stderr
+    assert "broken lines skipped: 1" in ran.stderr
+    assert sorted(file.name for file in outputs[0].iterdir()) == [
+        "kept_tokens.png", "page-qa-0.html", "records.jsonl", "report.json", "report.md",
+        "score_vs_ttft.png",
+    ]  # fmt: skip
+    assert json.loads((outputs[0] / "report.json").read_text())["skipped"][0].startswith(
+        f"{tasks}:5: "
+    )
+
+
+def test_folder_of_schedules(run: Run, folder: Path, tasks: Path, schedule: Path, tmp_path: Path):
+    """Two lengths, and a schedule for each kind: tables of both, and of all together."""
+    lines = [json.loads(line) for line in tasks.read_text().splitlines()]
+    lines[1]["target_tokens"] = 50
+    tasks.write_text("\n".join(map(json.dumps, lines)))
+    tuned = tmp_path / "tuned"
+    tuned.mkdir()
+    (tuned / "qa.json").write_text(schedule.read_text())
+    (tuned / "lm.json").write_text('{"boundaries": [{"layer": 2, "keep": 0.5}]}')
+    arguments = ("eval", folder, "--tasks", tasks, "--contenders", f"dense,{tuned}", "--output")
+    ran = run(*arguments, tmp_path / "out")
+    assert ran.status == 0, ran.stderr
+    for words in (": 50 tokens, against", ": 100 tokens, against", ": All lengths, against"):
+        assert words in ran.stdout
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "| mean of categories | tuned | 4 |" in text.partition("## All lengths")[2]
+    ran = run(*arguments, tuned)
+    assert ran.status == 2
+    assert ran.stderr == (
+        f"lazyllm-ext: --output: expected another folder than that of the schedules, got {tuned}\n"
+    )
+
+
+def test_results_that_are_called_as_a_contender(
+    run: Run, folder: Path, tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Twice: the second run goes on from the first one's folder."""
+    monkeypatch.chdir(tmp_path)
+    for name, contender in (("dense", "dense"), ("balanced", "random:balanced")):
+        for _ in range(2):
+            ran = run("eval", folder, "--tasks", tasks, "--contenders", contender, "--limit", 1,
+                      "--output", name)  # fmt: skip
+            assert ran.status == 0, ran.stderr
+        assert len(records(tmp_path / name)) == 2
+
+
+def test_interrupt_leaves_what_is_finished(
+    run: Run, folder: Path, tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    plain, calls = runner.measure, 0
+
+    def interrupted(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return plain(*arguments)
+
+    arguments = ("eval", folder, "--tasks", tasks, "--contenders", "dense,static:0.5",
+                 "--output", tmp_path / "out")  # fmt: skip
+    monkeypatch.setattr(runner, "measure", interrupted)
+    ran = run(*arguments)
+    assert ran.status == 130
+    assert ran.stderr == (
+        "lazyllm-ext: interrupted with 6 results to go; the same command goes on from there\n"
+    )
+    monkeypatch.setattr(runner, "measure", plain)
+    ran = run(*arguments)
+    assert ran.status == 0
+    assert "2 results found" in ran.stderr
+    assert len(records(tmp_path / "out")) == 8
+
+
+def test_progress_on_a_terminal(
+    run: Run, folder: Path, tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    ran = run("eval", folder, "--tasks", tasks, "--contenders", "dense", "--limit", 1,
+              "--output", tmp_path / "out")  # fmt: skip
+    assert "remaining" in ran.stderr
+    assert "2/2" in ran.stderr
+
+
+def test_chat_template_and_answer_prefix_make_other_prompts(
+    run: Run, chat_folder: Path, tasks: Path, tmp_path: Path
+):
+    lines = [json.loads(line) for line in tasks.read_text().splitlines()][:1]
+    lines[0].update(chat=True, answer_prefix=" In")
+    tasks.write_text(json.dumps(lines[0]))
+    tokens = []
+    for options in ((), ("--no-chat",), ("--no-chat", "--answer-prefix"), ("--answer-prefix",)):
+        output = tmp_path / "-".join(("out", *options))
+        ran = run("eval", chat_folder, "--tasks", tasks, "--contenders", "dense",
+                  "--output", output, *options)  # fmt: skip
+        assert ran.status == 0, ran.stderr
+        tokens.append(records(output)[0]["prompt_tokens"])
+    plain = len(lines[0]["prompt"])
+    assert tokens == [plain + len("<u><a>"), plain, plain + len(" In"), plain + len("<u><a>")]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--contenders", "nothing"], "contenders: expected dense, a schedule"),
+        (["--contenders", "dense,static:2"], "contenders: static: expected the part"),
+        (["--against", "fast"], "--against: expected one of dense, balanced, got 'fast'"),
+        (["--page", "qa-9"], "--page: expected the id of an item that is run, got 'qa-9'"),
+        (
+            ["--lengths", "long"],
+            "--lengths: expected whole numbers with commas between, got 'long'",
+        ),
+        (["--lengths", "300"], "lengths: got 300, expected one of the items': 100"),
+        (["--limit", "0"], "--limit: expected at least 1, got 0"),
+        (["--dtype", "int8"], "--dtype: expected one of auto, float32, bfloat16, float16"),
+        (["--tasks", "nowhere.jsonl"], "tasks: no such file or folder: 'nowhere.jsonl'"),
+    ],
+)
+def test_bad_input(
+    run: Run, folder: Path, tasks: Path, tmp_path: Path, options: list[str], message: str
+):
+    ran = run("eval", folder, "--tasks", tasks, "--output", tmp_path / "out", *options)
+    assert ran.status == 2
+    assert ran.stderr.startswith(f"lazyllm-ext: {message}")
+    assert ran.stderr.count("\n") == 1
+
+
+def test_model_that_is_not_there(run: Run, tasks: Path, tmp_path: Path):
+    ran = run("eval", tmp_path / "none", "--tasks", tasks, "--output", tmp_path / "out")
+    assert ran.status == 2
+    assert ran.stderr == f"lazyllm-ext: --model: no such folder: {tmp_path / 'none'}\n"
+
+
+def test_says_which_extra_to_install(
+    run: Run, folder: Path, tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("lazyllm_ext.lab.evaluation.plots.find_spec", lambda name: None)
+    assert importlib.util.find_spec("matplotlib") is not None
+    ran = run("eval", folder, "--tasks", tasks, "--output", tmp_path / "out")
+    assert ran.status == 2
+    assert ran.stderr == (
+        "lazyllm-ext: plots: expected matplotlib; install it with pip install 'lazyllm-ext[eval]'\n"
+    )
