@@ -1,7 +1,7 @@
 """A boundary: score, select, revive, drop. What is computed is the step rule, in its order."""
 
 import math
-from typing import List, NamedTuple, Tuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ class Boundary(NamedTuple):
     number: int  # 0 … S-1; rows that pass enter stage number + 1
     keep: float
     budget: int  # absolute number of tokens instead of keep; -1: none
-    heads: List[int]  # query heads that score; empty: all
+    heads: list[int]  # query heads that score; empty: all
     pool: int
     protect_first: int
     max_revive: int  # -1: unbounded
@@ -56,9 +56,9 @@ def _targets(state: LazyState, boundary: Boundary) -> Tensor:
     return target
 
 
-def _bounds(state: LazyState, boundary: Boundary, step: Step, keys: Keys) -> List[int]:
+def _bounds(state: LazyState, boundary: Boundary, step: Step, keys: Keys) -> list[int]:
     """The host's upper bound of |A_s| for each sequence: room for the selection."""
-    bounds: List[int] = []
+    bounds: list[int] = []
     for sequence, length in enumerate(state.host_length):
         most = keys.bounds[sequence]
         if length >= boundary.min_tokens:
@@ -81,9 +81,9 @@ def _select(
     candidates: Tensor,
     candidate_offsets: Tensor,
     targets: Tensor,
-    bounds: List[int],
+    bounds: list[int],
     cover_protected: bool,
-) -> Tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Chosen token indices (with -1 in unused places), their offsets, and how many are used."""
     offsets = offsets_of(bounds, candidates.device)
     room = 0
@@ -113,9 +113,9 @@ def _places(index: Tensor, offsets: Tensor, columns: int) -> Tensor:
     return torch.where(index >= 0, index + sequence * columns, -1)
 
 
-def _compact(index: Tensor, used: Tensor, bounds: List[int]) -> Tuple[Tensor, Tensor, List[int]]:
+def _compact(index: Tensor, used: Tensor, bounds: list[int]) -> tuple[Tensor, Tensor, list[int]]:
     """Drop the unused places: index, offsets, counts. One read of the device's counts."""
-    counts: List[int] = used.tolist()
+    counts: list[int] = used.tolist()
     if counts == bounds:
         return index, offsets_of(counts, index.device), counts
     return index[index >= 0], offsets_of(counts, index.device), counts
@@ -128,7 +128,7 @@ class Choice(NamedTuple):
     place: Tensor  # [K] int64
     waits: Tensor  # [K] bool, in the Aux Cache
     offsets: Tensor  # [B + 1] int64
-    bounds: List[int]
+    bounds: list[int]
 
 
 def choose(state: LazyState, boundary: Boundary, step: Step, keys: Keys) -> Choice:
@@ -146,7 +146,7 @@ def choose(state: LazyState, boundary: Boundary, step: Step, keys: Keys) -> Choi
 
 def revive_(
     state: LazyState, boundary: Boundary, step: Step, choice: Choice
-) -> Tuple[Choice, Tensor, Tensor]:
+) -> tuple[Choice, Tensor, Tensor]:
     """Take what may revive out of the Aux Cache, and what may not out of A_s.
 
     Returns A_s, the places [V] of the revived tokens (ascending in each sequence, -1: unused), and
@@ -189,13 +189,13 @@ def _leave_out(choice: Choice, out: Tensor, fixed: bool) -> Choice:
         return Choice(index, place, choice.waits & ~out, choice.offsets, choice.bounds)
     stay = ~out
     offsets = _offsets_where(stay, choice.offsets)
-    counts: List[int] = (offsets[1:] - offsets[:-1]).tolist()
+    counts: list[int] = (offsets[1:] - offsets[:-1]).tolist()
     return Choice(choice.index[stay], choice.place[stay], choice.waits[stay], offsets, counts)
 
 
 def _join_packed(
     state: LazyState, number: int, choice: Choice, rows: Rows, hidden: Tensor, revived: Tensor
-) -> Tuple[Rows, Tensor, Tensor]:
+) -> tuple[Rows, Tensor, Tensor]:
     """Kept rows and revived ones in the order of A_s: rows, hidden states, kept [R] bool."""
     # Without keys and values in the next stage: exactly the rows that go on.
     fresh = read(state.slot[number + 1], choice.place) < 0
@@ -214,7 +214,7 @@ def _join_packed(
 
 def _join_fixed(
     state: LazyState, choice: Choice, rows: Rows, hidden: Tensor, revive: Tensor, revived: Tensor
-) -> Tuple[Rows, Tensor, Tensor]:
+) -> tuple[Rows, Tensor, Tensor]:
     """The same in fixed shapes: each sequence's revived rows, then its old ones, all kept."""
     batch = state.length.size(0)
     columns = table_columns(state)
@@ -242,7 +242,7 @@ def cross_(
     keys: Keys,
     rows: Rows,
     hidden: Tensor,
-) -> Tuple[Keys, Rows, Tensor, Tensor]:
+) -> tuple[Keys, Rows, Tensor, Tensor]:
     """Select, revive and drop, once the importance is known.
 
     Args:

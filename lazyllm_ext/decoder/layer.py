@@ -1,6 +1,6 @@
 """One transformer block, taken apart where LazyLLM needs to stop between its parts."""
 
-from typing import Any, Final, List, Optional, Tuple
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -70,10 +70,10 @@ class LazyLayer(nn.Module):
         num_kv_heads: int,
         head_dim: int,
         scale: float,
-        q_norm: Optional[nn.Module] = None,
-        k_norm: Optional[nn.Module] = None,
-        attention_out_norm: Optional[nn.Module] = None,
-        mlp_out_norm: Optional[nn.Module] = None,
+        q_norm: nn.Module | None = None,
+        k_norm: nn.Module | None = None,
+        attention_out_norm: nn.Module | None = None,
+        mlp_out_norm: nn.Module | None = None,
         window: int = 0,
         softcap: float = 0.0,
         rope: int = 0,
@@ -110,7 +110,7 @@ class LazyLayer(nn.Module):
         self.eps, self.offset = getattr(input_norm, "eps", 0.0), getattr(input_norm, "offset", 0.0)
         self.operator_activation = getattr(mlp, "operator_activation", "")
 
-    def key_value(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tuple[Tensor, Tensor]:
+    def key_value(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """Normed rows [rows, hidden] -> rotated keys and values [rows, num_kv_heads, head_dim]."""
         key = self.k_proj(x)
         if self.norms_all:
@@ -163,7 +163,7 @@ class LazyLayer(nn.Module):
         inner = [mlp.gate, mlp.up, mlp.down]
         children = self._modules
         self.more_norms = [name for name in _MORE_NORMS if type(children[name]) is not nn.Identity]
-        norms: List[Any] = [self.input_norm, self.mlp_norm]
+        norms: list[Any] = [self.input_norm, self.mlp_norm]
         norms += [children[name] for name in self.more_norms]
         return (
             all(isinstance(norm, RMSNorm) for norm in norms)
@@ -185,7 +185,7 @@ class LazyLayer(nn.Module):
         value_store: Tensor,
         cos: Tensor,
         sin: Tensor,
-    ) -> Optional[Tensor]:
+    ) -> Tensor | None:
         """All of the layer for a few rows [rows, hidden], whose keys and values go to `slots`.
 
         None, and nothing done, where one call cannot do it: for many rows, on a GPU, and where the
@@ -222,16 +222,16 @@ class LazyLayer(nn.Module):
                 return output
         return None
 
-    def _parameters_of_call(self) -> Tuple[List[Tensor], List[Optional[Tensor]]]:
+    def _parameters_of_call(self) -> tuple[list[Tensor], list[Tensor | None]]:
         """The weights, and those that may be missing, in the operator's order."""
-        weights: List[Tensor] = []
-        optional: List[Optional[Tensor]] = []
+        weights: list[Tensor] = []
+        optional: list[Tensor | None] = []
         if self.one_call:
             q, k, v = self.q_proj.linear, self.k_proj.linear, self.v_proj.linear
             o = self.o_proj.linear
-            inner: List[Tensor] = self.mlp.weights()
+            inner: list[Tensor] = self.mlp.weights()
             weights = torch.jit.annotate(
-                List[Tensor],
+                list[Tensor],
                 [
                     self.input_norm.weight,
                     q.weight,
@@ -243,7 +243,7 @@ class LazyLayer(nn.Module):
             )
             weights.extend(inner)
             optional = torch.jit.annotate(
-                List[Optional[Tensor]], [q.bias, k.bias, v.bias, o.bias, None, None, None, None]
+                list[Tensor | None], [q.bias, k.bias, v.bias, o.bias, None, None, None, None]
             )
             if self.norms_heads:
                 optional[4] = torch.jit.annotate(Tensor, self.q_norm.weight)
@@ -255,7 +255,7 @@ class LazyLayer(nn.Module):
         return weights, optional
 
     @torch.jit.unused
-    def _plain_parameters(self) -> Tuple[List[Tensor], List[Optional[Tensor]]]:
+    def _plain_parameters(self) -> tuple[list[Tensor], list[Tensor | None]]:
         """The same outside TorchScript, where parts may have been changed; then empty lists."""
         if torch.compiler.is_exporting():
             return self._parameters_of_call()
@@ -265,23 +265,23 @@ class LazyLayer(nn.Module):
             return [], []
         projections = [own[name] for name in ("q_proj", "k_proj", "v_proj", "o_proj")]
         projections += [mlp._modules[name] for name in ("gate", "up", "down")]
-        linears: List[Any] = []
+        linears: list[Any] = []
         for each in projections:
             if type(each) is not Projection or not is_untouched(each):
                 return [], []
             linears.append(each._modules["linear"])
-        norms: List[Any] = [own[name] for name in ("input_norm", "mlp_norm", *self.more_norms)]
+        norms: list[Any] = [own[name] for name in ("input_norm", "mlp_norm", *self.more_norms)]
         if not all(isinstance(norm, RMSNorm) and norm.untouched() for norm in norms):
             return [], []
         if not all(map(is_plain, linears)):
             return [], []
-        scales: List[Any] = [norm._parameters["weight"] for norm in norms]
+        scales: list[Any] = [norm._parameters["weight"] for norm in norms]
         weights = [scales[0], *(linear._parameters["weight"] for linear in linears)]
         weights.insert(5, scales[1])
         biases = [linear._parameters["bias"] for linear in linears]
         if biases[4:] != [None, None, None]:
             return [], []
-        optional: List[Optional[Tensor]] = [*biases[:4], None, None, None, None]
+        optional: list[Tensor | None] = [*biases[:4], None, None, None, None]
         for scale, name in zip(scales[2:], self.more_norms, strict=True):
             optional[4 + _MORE_NORMS.index(name)] = scale
         return weights, optional
@@ -290,7 +290,7 @@ class LazyLayer(nn.Module):
         raise RuntimeError("LazyLayer: called as a whole; LazyDecoder.step runs it part by part")
 
 
-def _fit(hidden: Tensor, weights: List[Tensor], optional: List[Optional[Tensor]]) -> bool:
+def _fit(hidden: Tensor, weights: list[Tensor], optional: list[Tensor | None]) -> bool:
     """Whether dtypes and strides are those that `lazyllm::decoder_layer_` takes."""
     if hidden.stride(1) != 1:
         return False

@@ -1,6 +1,6 @@
 """The decoder loop: one rule for prefill, decoding and continued turns."""
 
-from typing import Callable, List, Optional, Tuple
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from .rows import Rows, all_keys, begin_step, last_protected, pick, rows_of_tail
 from .scoring import add_carried, score
 
 # What `LazyDecoder.from_model` calls; this package knows nothing of transformers.
-_build: Optional[Callable[..., "LazyDecoder"]] = None
+_build: Callable[..., "LazyDecoder"] | None = None
 
 
 def register_builder(build: Callable[..., "LazyDecoder"]) -> None:
@@ -44,20 +44,20 @@ class LazyDecoder(nn.Module):
     """
 
     spec: StoreSpec
-    boundaries: List[Boundary]
-    boundary_at: List[int]  # per layer: the number of the boundary in it, or -1
+    boundaries: list[Boundary]
+    boundary_at: list[int]  # per layer: the number of the boundary in it, or -1
 
     def __init__(
         self,
         *,
         embed: nn.Module,
-        layers: List[LazyLayer],
+        layers: list[LazyLayer],
         norm: nn.Module,
         lm_head: nn.Module,
-        ropes: List[nn.Module],
+        ropes: list[nn.Module],
         schedule: ResolvedSchedule,
         hidden_size: int,
-        position_embed: Optional[nn.Module] = None,
+        position_embed: nn.Module | None = None,
         embed_scale: float = 1.0,
         logit_scale: float = 1.0,
         logit_softcap: float = 0.0,
@@ -109,14 +109,14 @@ class LazyDecoder(nn.Module):
             num_boundaries=len(schedule.layers),
         )
         # Called after every layer with (layer, rows), for progress; no part of a scripted decoder.
-        self.on_layer: Optional[Callable[[int, int], None]] = None
+        self.on_layer: Callable[[int, int], None] | None = None
         # Called at every boundary with scored [K] over the heads that are here; returns it over all
         # heads, for a model whose heads are divided over processes. No part of a scripted decoder.
-        self.over_ranks: Optional[Callable[[Tensor], Tensor]] = None
+        self.over_ranks: Callable[[Tensor], Tensor] | None = None
         # Called at every boundary with (boundary number, scored [K] float32: the probabilities that
         # this step's window queries gave to each active token, summed; 0 in unused places). What it
         # returns is used instead. For baselines; no part of a scripted decoder.
-        self.on_importance: Optional[Callable[[int, Tensor], Tensor]] = None
+        self.on_importance: Callable[[int, Tensor], Tensor] | None = None
 
     @classmethod
     def from_model(
@@ -152,7 +152,7 @@ class LazyDecoder(nn.Module):
         self,
         ids: Tensor,
         positions: Tensor,
-        new_counts: List[int],
+        new_counts: list[int],
         state: LazyState,
         logits_to_keep: int = 1,
     ) -> Tensor:
@@ -164,7 +164,7 @@ class LazyDecoder(nn.Module):
         self,
         hidden: Tensor,
         positions: Tensor,
-        new_counts: List[int],
+        new_counts: list[int],
         state: LazyState,
         logits_to_keep: int = 1,
     ) -> Tensor:
@@ -207,7 +207,7 @@ class LazyDecoder(nn.Module):
         for number, layer in enumerate(self.layers):
             boundary = self.boundary_at[number]
             all_go_on = number < self.num_layers - 1 or step.last.back.size(0) == hidden.size(0)
-            finished: Optional[Tensor] = None
+            finished: Tensor | None = None
             if boundary < 0 and all_go_on:
                 finished = layer.in_one_call(
                     hidden,
@@ -290,11 +290,11 @@ class LazyDecoder(nn.Module):
 
     def _rotations(
         self, state: LazyState, rows: Rows, hidden: Tensor
-    ) -> Tuple[List[Tensor], List[Tensor]]:
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """cos and sin [rows, rotary_dim / 2] of the rows, for each rotary embedding."""
         positions = state.position[0].view(-1).index_select(0, rows.place.clamp(min=0))
-        cosines: List[Tensor] = []
-        sines: List[Tensor] = []
+        cosines: list[Tensor] = []
+        sines: list[Tensor] = []
         for rope in self.ropes:
             cos, sin = rope(positions, hidden.dtype)
             cosines.append(cos)
@@ -312,7 +312,7 @@ class LazyDecoder(nn.Module):
         return logits
 
 
-def _check_heads(heads: Tuple[int, ...], layer: int, num_heads: int) -> None:
+def _check_heads(heads: tuple[int, ...], layer: int, num_heads: int) -> None:
     for head in heads:
         if head >= num_heads:
             raise ValueError(

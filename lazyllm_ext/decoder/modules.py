@@ -1,7 +1,5 @@
 """Small modules around a model's own parameters, for what the decoder computes itself."""
 
-from typing import List, Optional, Tuple
-
 import torch
 from torch import Tensor, nn
 
@@ -83,7 +81,7 @@ class Projection(nn.Module):
         rows: Tensor = linear(x)
         return rows
 
-    def _multiply(self, x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
+    def _multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if x.is_cpu and x.size(0) <= self.few_rows and weight.stride(1) == 1:
             few: Tensor = torch.ops.lazyllm.linear(x, weight, bias)
             return few
@@ -125,7 +123,7 @@ class PartOfProjection(Projection):
         return whole[:, :, self.first : self.last].reshape(x.size(0), -1)
 
     def _multiply_part(self, x: Tensor) -> Tensor:
-        bias: Optional[Tensor] = self.linear.bias
+        bias: Tensor | None = self.linear.bias
         if bias is not None:
             bias = self._part(bias)
         return self._multiply(x, self.weight(), bias)
@@ -206,10 +204,10 @@ class GatedMLP(nn.Module):
         self.activation = activation
         self.operator_activation = operator_activation
 
-    def weights(self) -> List[Tensor]:
+    def weights(self) -> list[Tensor]:
         """Those of gate, up and down, where these are nn.Linear."""
         linears = self.gate.linear, self.up.linear, self.down.linear
-        return torch.jit.annotate(List[Tensor], [linear.weight for linear in linears])
+        return torch.jit.annotate(list[Tensor], [linear.weight for linear in linears])
 
     @torch.jit.unused
     def untouched(self) -> bool:
@@ -264,7 +262,7 @@ class Rotary(nn.Module):
         self.register_buffer("inv_freq", inv_freq.float(), persistent=False)
         self.scaling = scaling
 
-    def forward(self, positions: Tensor, dtype: torch.dtype) -> Tuple[Tensor, Tensor]:
+    def forward(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """positions [rows] int64 -> cos, sin [rows, rotary_dim / 2] in `dtype`."""
         angle = positions.float().unsqueeze(1) * self.inv_freq  # [rows, rotary_dim / 2]
         cos, sin = angle.cos() * self.scaling, angle.sin() * self.scaling

@@ -1,6 +1,6 @@
 """What a step knows of its rows: which token each one is, and who may still see it."""
 
-from typing import List, NamedTuple, Tuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ class Keys(NamedTuple):
     place: Tensor  # [K] int64, place in a [B, cap] table, flattened
     slots: Tensor  # [K] int64, row of the stage's key and value stores
     offsets: Tensor  # [B + 1] int64
-    bounds: List[int]  # per sequence, at most so many entries are used
+    bounds: list[int]  # per sequence, at most so many entries are used
 
 
 class Tail(NamedTuple):
@@ -45,7 +45,7 @@ class Step(NamedTuple):
     fixed: bool  # one token a sequence, and shapes do not depend on the data
 
 
-def offsets_of(counts: List[int], device: torch.device) -> Tensor:
+def offsets_of(counts: list[int], device: torch.device) -> Tensor:
     """[B + 1] int64: 0 and the running sum of counts."""
     offsets = [0]
     for count in counts:
@@ -53,10 +53,10 @@ def offsets_of(counts: List[int], device: torch.device) -> Tensor:
     return torch.tensor(offsets, dtype=torch.int64, device=device)
 
 
-def tail_of(counts: List[int], device: torch.device) -> Tail:
+def tail_of(counts: list[int], device: torch.device) -> Tail:
     """The last counts[b] rows of each sequence, in order."""
-    sequence: List[int] = []
-    back: List[int] = []
+    sequence: list[int] = []
+    back: list[int] = []
     for place, count in enumerate(counts):
         for distance in range(count, 0, -1):
             sequence.append(place)
@@ -81,12 +81,12 @@ def pick(rows: Rows, where: Tensor, offsets: Tensor) -> Rows:
 def begin_step(
     state: LazyState,
     positions: Tensor,
-    new_counts: List[int],
+    new_counts: list[int],
     window: int,
     logits_to_keep: int,
     protect_last: int,
     fixes_decoding: bool,
-) -> Tuple[Step, Rows]:
+) -> tuple[Step, Rows]:
     """Enter the new tokens (positions [rows], new_counts[b] of each sequence) into the tables."""
     device = positions.device
     longest, most, fewest = 0, 0, positions.size(0)
@@ -119,7 +119,7 @@ def begin_step(
     return step, rows
 
 
-def last_protected(new_counts: List[int], window: int, logits_to_keep: int) -> int:
+def last_protected(new_counts: list[int], window: int, logits_to_keep: int) -> int:
     """How many last tokens may not be dropped: the window's, and those whose logits are asked."""
     protect_last = 0
     for count in new_counts:
@@ -134,7 +134,7 @@ def last_protected(new_counts: List[int], window: int, logits_to_keep: int) -> i
     return max(protect_last, window)
 
 
-def all_keys(state: LazyState, new_counts: List[int], fixed: bool) -> Keys:
+def all_keys(state: LazyState, new_counts: list[int], fixed: bool) -> Keys:
     """A_0: every token so far, straight from stage 0's table (its -1 entries are unused ones).
 
     A sequence without new tokens takes no step: none of its tokens is active.
@@ -146,7 +146,7 @@ def all_keys(state: LazyState, new_counts: List[int], fixed: bool) -> Keys:
     place = torch.arange(batch * columns, dtype=torch.int64, device=device)
     offsets = torch.arange(batch + 1, dtype=torch.int64, device=device) * columns
     slots = state.slot[0]
-    bounds: List[int] = []
+    bounds: list[int] = []
     for sequence, length in enumerate(state.host_length):
         bounds.append(columns if fixed else length)
         if new_counts[sequence] == 0:

@@ -1,7 +1,5 @@
 """How much the last queries attend to each active token: all heads' mean, some heads', the most."""
 
-from typing import List, Tuple
-
 import torch
 from torch import Tensor
 
@@ -15,7 +13,7 @@ def score(
     keys: Keys,
     scale: float,
     softcap: float,
-    heads: List[int],
+    heads: list[int],
     over_heads: str,
 ) -> Tensor:
     """Attention probabilities, summed over the queries of each sequence.
@@ -54,7 +52,7 @@ def _of_heads(
     keys: Keys,
     scale: float,
     softcap: float,
-    heads: List[int],
+    heads: list[int],
 ) -> Tensor:
     """The same for each head alone, [heads, K]: to the operator a head is a sequence of its own.
 
@@ -63,7 +61,7 @@ def _of_heads(
     chosen = torch.arange(queries.size(1), device=queries.device)  # [heads] int64
     if len(heads) > 0:
         # In pieces: AOTInductor takes a constant of more than 8 numbers for one of the weights.
-        parts: List[Tensor] = []
+        parts: list[Tensor] = []
         for first in range(0, len(heads), 8):
             part = heads[first : first + 8]
             parts.append(torch.tensor(part, dtype=torch.int64, device=queries.device))
@@ -94,7 +92,7 @@ def _repeated(offsets: Tensor, count: int, size: int) -> Tensor:
 
 def add_carried(
     scored: Tensor, carried: Tensor, keys: Keys, importance: Tensor
-) -> Tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Add what earlier boundaries of this step scored.
 
     Args:

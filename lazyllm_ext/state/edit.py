@@ -1,7 +1,5 @@
 """What is done to a cache between steps: crop, reorder, repeat, select, fork."""
 
-from typing import List
-
 import torch
 from torch import Tensor
 
@@ -9,7 +7,7 @@ from .stores import exact_counts_
 from .tables import LazyState, StoreSpec
 
 
-def crop_(state: LazyState, counts: List[int]) -> None:
+def crop_(state: LazyState, counts: list[int]) -> None:
     """Remove the newest counts[b] tokens of each sequence.
 
     What their queries added to the importance of other tokens stays, and tokens they revived stay
@@ -41,7 +39,7 @@ def crop_(state: LazyState, counts: List[int]) -> None:
         state.length[sequence] = begin
 
 
-def _rows_of(tables: List[Tensor], index: Tensor) -> List[Tensor]:
+def _rows_of(tables: list[Tensor], index: Tensor) -> list[Tensor]:
     return [table.index_select(0, index) for table in tables]
 
 
@@ -51,7 +49,7 @@ def select_sequences(state: LazyState, index: Tensor) -> LazyState:
     Serves beams, repeats and subsets. Stores are shared with `state`, which must not be used any
     more: a slot belongs to every sequence whose table names it, and is never written twice.
     """
-    order: List[int] = index.tolist()
+    order: list[int] = index.tolist()
     # A slot may have been dropped from every table: let compaction find out.
     dropped = torch.unique(index).size(0) < state.length.size(0)
     freed = list(state.used_bound if dropped else state.freed)

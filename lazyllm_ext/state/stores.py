@@ -6,8 +6,6 @@ costs a bounded number of copies, and a store is at most an eighth, or 16 rows, 
 holds.
 """
 
-from typing import List
-
 import torch
 from torch import Tensor
 
@@ -71,7 +69,7 @@ def compact_aux_(state: LazyState, boundary: int) -> None:
 
 def exact_counts_(state: LazyState) -> None:
     """Replace the host's upper bounds, all that fixed-shape steps give, by the device's counts."""
-    exact: List[int] = state.used.tolist()
+    exact: list[int] = state.used.tolist()
     for counter, rows in enumerate(exact):
         state.used_bound[counter] = rows
 

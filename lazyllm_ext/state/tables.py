@@ -9,7 +9,7 @@ slot a token is, so rows are appended in the order in which they are computed, p
 stored, and the sequences of a beam search may share slots.
 """
 
-from typing import List, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,42 +19,42 @@ class LazyState(NamedTuple):
     """What one generation knows. B sequences, S boundaries, stages 0 … S, `cap` table columns."""
 
     # One entry per layer: [slots, num_kv_heads, head_dim].
-    keys: List[Tensor]
-    values: List[Tensor]
+    keys: list[Tensor]
+    values: list[Tensor]
     # One entry per stage 0 … S: [B, cap] int64, token -> slot of its keys and values, -1: none.
-    slot: List[Tensor]
+    slot: list[Tensor]
     # One entry per boundary (1 … S at place 0 … S-1): the hidden states that wait, [slots, hidden],
     # and [B, cap] int64, token -> slot in it; -1: not waiting.
-    aux: List[Tensor]
-    aux_slot: List[Tensor]
+    aux: list[Tensor]
+    aux_slot: list[Tensor]
     # One entry per boundary: [B, cap] float32, the importance vector I_s.
-    importance: List[Tensor]
+    importance: list[Tensor]
     # One entry per boundary: A_s of the last step as packed token indices, and its offsets [B + 1].
-    active: List[Tensor]
-    active_offsets: List[Tensor]
+    active: list[Tensor]
+    active_offsets: list[Tensor]
     # A single entry: [B, cap] int64, the position_ids of every token so far.
-    position: List[Tensor]
+    position: list[Tensor]
     # [B] int64, n of each sequence; the host's copy of it.
     length: Tensor
-    host_length: List[int]
+    host_length: list[int]
     # Slots handed out, stages 0 … S first, then boundaries 1 … S: int64 on the device, and the
     # host's upper bound, which is exact except after fixed-shape steps.
     used: Tensor
-    used_bound: List[int]
+    used_bound: list[int]
     # Slots handed out that no token holds any more (upper bound), same order as `used`.
-    freed: List[int]
+    freed: list[int]
     # [S] int64 on the device: how many tokens each boundary has revived.
     revived: Tensor
     # How many tokens of each sequence were computed to the end of the last layer.
-    finished: List[int]
+    finished: list[int]
 
 
 class StoreSpec(NamedTuple):
     """Shapes of a decoder's stores, all that `state` needs to know of a model."""
 
-    stage_layers: List[List[int]]  # per stage, the layers whose stores it owns
-    num_kv_heads: List[int]
-    head_dim: List[int]
+    stage_layers: list[list[int]]  # per stage, the layers whose stores it owns
+    num_kv_heads: list[int]
+    head_dim: list[int]
     hidden_size: int
     num_boundaries: int
 
@@ -63,7 +63,7 @@ def new_state(spec: StoreSpec, batch: int, dtype: torch.dtype, device: torch.dev
     """An empty state for `batch` sequences; stores get memory when rows arrive."""
     stages = spec.num_boundaries + 1
     boundaries = spec.num_boundaries
-    keys: List[Tensor] = []
+    keys: list[Tensor] = []
     for layer, heads in enumerate(spec.num_kv_heads):
         keys.append(torch.empty([0, heads, spec.head_dim[layer]], dtype=dtype, device=device))
     values = [torch.empty_like(key) for key in keys]
@@ -138,7 +138,7 @@ def widen_tables_(state: LazyState, columns: int) -> None:
     state.position[0] = _widen(state.position[0], columns, 0.0)
 
 
-def lengths(state: LazyState) -> List[int]:
+def lengths(state: LazyState) -> list[int]:
     """n of each sequence."""
     return state.host_length
 
@@ -163,27 +163,27 @@ def active(state: LazyState, boundary: int, sequence: int) -> Tensor:
     return index[index >= 0]
 
 
-def computed_per_stage(state: LazyState) -> List[List[int]]:
+def computed_per_stage(state: LazyState) -> list[list[int]]:
     """|C_s| of each sequence, one list per stage 0 … S."""
-    counts: List[List[int]] = []
+    counts: list[list[int]] = []
     for table in state.slot:
-        row: List[int] = (table >= 0).sum(dim=1).tolist()
+        row: list[int] = (table >= 0).sum(dim=1).tolist()
         counts.append(row)
     return counts
 
 
-def waiting_per_boundary(state: LazyState) -> List[List[int]]:
+def waiting_per_boundary(state: LazyState) -> list[list[int]]:
     """Tokens of each sequence that wait, one list per boundary 1 … S."""
-    counts: List[List[int]] = []
+    counts: list[list[int]] = []
     for table in state.aux_slot:
-        row: List[int] = (table >= 0).sum(dim=1).tolist()
+        row: list[int] = (table >= 0).sum(dim=1).tolist()
         counts.append(row)
     return counts
 
 
-def revived(state: LazyState) -> List[int]:
+def revived(state: LazyState) -> list[int]:
     """Tokens revived since the start, per boundary 1 … S, all sequences together."""
-    counts: List[int] = state.revived.tolist()
+    counts: list[int] = state.revived.tolist()
     return counts
 
 
