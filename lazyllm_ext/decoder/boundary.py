@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lazyllm_ext.schedule import ResolvedSchedule
 from lazyllm_ext.state import (
     LazyState,
     StoreSpec,
@@ -16,20 +17,52 @@ from lazyllm_ext.state import (
     take_waiting_,
 )
 
-from .rows import Keys, Rows, Step, offsets_of
+from .rows import Keys, Rows, Stage, Step, offsets_of
 
 
-class Boundary(NamedTuple):
-    """One boundary of a resolved schedule, and the rules that all boundaries share."""
+class BoundaryRule(NamedTuple):
+    """One boundary of a resolved schedule, with the rules that all of its boundaries share."""
 
     number: int  # 0 … S-1; rows that pass enter stage number + 1
     keep: float
     budget: int  # absolute number of tokens instead of keep; -1: none
     heads: list[int]  # query heads that score; empty: all
+    over_heads: str  # "mean", or "max" for the largest of the heads' sums
     pool: int
     protect_first: int
     max_revive: int  # -1: unbounded
     min_tokens: int
+
+
+def boundary_rules(schedule: ResolvedSchedule, num_heads: list[int]) -> list[BoundaryRule]:
+    """The rules of a schedule's boundaries, for a model with so many query heads in each layer.
+
+    Raises:
+        ValueError: a boundary names a head that its layer does not have.
+    """
+    rules: list[BoundaryRule] = []
+    for number, layer in enumerate(schedule.layers):
+        heads = schedule.heads[number] if schedule.heads else ()
+        for head in heads:
+            if head >= num_heads[layer]:
+                raise ValueError(
+                    f"schedule: layer {layer}: heads: expected numbers of query heads, 0 to "
+                    f"{num_heads[layer] - 1}, got {head}"
+                )
+        rules.append(
+            BoundaryRule(
+                number,
+                schedule.keeps[number],
+                schedule.budgets[number],
+                list(heads),
+                schedule.over_heads,
+                schedule.pool,
+                schedule.protect_first,
+                schedule.max_revive,
+                schedule.min_tokens,
+            )
+        )
+    return rules
 
 
 def update_importance_(
@@ -44,30 +77,30 @@ def update_importance_(
     importance.view(-1).index_add_(0, keys.place.clamp(min=0), scored, alpha=1.0 / window)
 
 
-def _targets(state: LazyState, boundary: Boundary) -> Tensor:
+def _targets(state: LazyState, rule: BoundaryRule) -> Tensor:
     """[B] int64: how many tokens shall be active; -1 where the sequence is below min_tokens."""
-    if boundary.budget >= 0:
-        target = torch.full_like(state.length, boundary.budget)
+    if rule.budget >= 0:
+        target = torch.full_like(state.length, rule.budget)
     else:
         # Clamped: a keep so small that keep · n < 1e-9 would give -0, and never a negative count.
-        target = torch.ceil(state.length.double() * boundary.keep - 1e-9).clamp(min=0).long()
-    if boundary.min_tokens > 0:
-        target = torch.where(state.length < boundary.min_tokens, -1, target)
+        target = torch.ceil(state.length.double() * rule.keep - 1e-9).clamp(min=0).long()
+    if rule.min_tokens > 0:
+        target = torch.where(state.length < rule.min_tokens, -1, target)
     return target
 
 
-def _bounds(state: LazyState, boundary: Boundary, step: Step, keys: Keys) -> list[int]:
+def _bounds(state: LazyState, rule: BoundaryRule, step: Step, keys: Keys) -> list[int]:
     """The host's upper bound of |A_s| for each sequence: room for the selection."""
     bounds: list[int] = []
     for sequence, length in enumerate(state.host_length):
         most = keys.bounds[sequence]
-        if length >= boundary.min_tokens:
+        if length >= rule.min_tokens:
             # In fixed shapes the room depends on the tables' capacity, which changes seldom.
             room = table_columns(state) if step.fixed else length
-            target = boundary.budget
+            target = rule.budget
             if target < 0:
-                target = math.ceil(room * boundary.keep - 1e-9)
-            most = min(most, max(target, 1, step.protect_last + boundary.protect_first))
+                target = math.ceil(room * rule.keep - 1e-9)
+            most = min(most, max(target, 1, step.protect_last + rule.protect_first))
         bounds.append(most)
     if step.fixed:  # one shape for all sequences
         return [max(bounds) for _ in bounds]
@@ -76,7 +109,7 @@ def _bounds(state: LazyState, boundary: Boundary, step: Step, keys: Keys) -> lis
 
 def _select(
     state: LazyState,
-    boundary: Boundary,
+    rule: BoundaryRule,
     step: Step,
     candidates: Tensor,
     candidate_offsets: Tensor,
@@ -90,15 +123,15 @@ def _select(
     for bound in bounds:
         room += bound
     index, used = torch.ops.lazyllm.select_tokens(
-        state.importance[boundary.number],
+        state.importance[rule.number],
         state.length,
         candidates,
         candidate_offsets,
         targets,
         offsets,
         room,
-        boundary.pool,
-        boundary.protect_first,
+        rule.pool,
+        rule.protect_first,
         step.protect_last,
         cover_protected,
     )
@@ -131,39 +164,39 @@ class Choice(NamedTuple):
     bounds: list[int]
 
 
-def choose(state: LazyState, boundary: Boundary, step: Step, keys: Keys) -> Choice:
+def choose(state: LazyState, rule: BoundaryRule, step: Step, keys: Keys) -> Choice:
     """Select A_s among the active tokens, by pooled importance and protection."""
-    bounds = _bounds(state, boundary, step, keys)
+    bounds = _bounds(state, rule, step, keys)
     candidates = torch.where(keys.slots >= 0, keys.index, -1)
     index, offsets, used = _select(
-        state, boundary, step, candidates, keys.offsets, _targets(state, boundary), bounds, True
+        state, rule, step, candidates, keys.offsets, _targets(state, rule), bounds, True
     )
     if not step.fixed:
         index, offsets, bounds = _compact(index, used, bounds)
     place = _places(index, offsets, table_columns(state))
-    return Choice(index, place, read(state.aux_slot[boundary.number], place) >= 0, offsets, bounds)
+    return Choice(index, place, read(state.aux_slot[rule.number], place) >= 0, offsets, bounds)
 
 
 def revive_(
-    state: LazyState, boundary: Boundary, step: Step, choice: Choice
+    state: LazyState, rule: BoundaryRule, step: Step, choice: Choice
 ) -> tuple[Choice, Tensor, Tensor]:
     """Take what may revive out of the Aux Cache, and what may not out of A_s.
 
     Returns A_s, the places [V] of the revived tokens (ascending in each sequence, -1: unused), and
     their hidden states [V, hidden].
     """
-    number = boundary.number
-    if boundary.max_revive < 0:
+    number = rule.number
+    if rule.max_revive < 0:
         revived = choice.place[choice.waits]
         return choice, revived, take_waiting_(state, number, revived, True)
-    limit = [min(boundary.max_revive, bound) for bound in choice.bounds]
+    limit = [min(rule.max_revive, bound) for bound in choice.bounds]
     index, offsets, _ = _select(
         state,
-        boundary,
+        rule,
         step,
         torch.where(choice.waits, choice.index, -1),
         choice.offsets,
-        torch.full_like(state.length, boundary.max_revive),
+        torch.full_like(state.length, rule.max_revive),
         limit,
         False,
     )
@@ -234,27 +267,22 @@ def _join_fixed(
     return Rows(index, flat, offsets), joined, kept
 
 
-def cross_(
-    state: LazyState,
-    spec: StoreSpec,
-    boundary: Boundary,
-    step: Step,
-    keys: Keys,
-    rows: Rows,
-    hidden: Tensor,
+def cross_boundary_(
+    state: LazyState, spec: StoreSpec, rule: BoundaryRule, step: Step, stage: Stage, hidden: Tensor
 ) -> tuple[Keys, Rows, Tensor, Tensor]:
     """Select, revive and drop, once the importance is known.
 
     Args:
-        keys: A_{s-1}.
-        rows, hidden: the rows that entered the boundary layer, and its input [R, hidden].
+        stage: before the boundary: the rows that entered its layer, and A_{s-1}.
+        hidden: its layer's input [R, hidden].
 
     Returns:
-        A_s, the rows that go on, the boundary layer's input for them [R', hidden], and their slots
-        [R'] in the next stage.
+        A_s, the rows that go on, their slots [R'] in the next stage, and the boundary layer's input
+        for them [R', hidden].
     """
-    number = boundary.number
-    choice, revive, revived = revive_(state, boundary, step, choose(state, boundary, step, keys))
+    number, rows = rule.number, stage.rows
+    choice = choose(state, rule, step, stage.keys)
+    choice, revive, revived = revive_(state, rule, step, choice)
     if step.fixed:
         going, joined, kept = _join_fixed(state, choice, rows, hidden, revive, revived)
         put_waiting_(state, number, torch.where(kept, -1, rows.place), hidden)
@@ -273,4 +301,4 @@ def cross_(
         choice.offsets,
         choice.bounds,
     )
-    return active, going, joined, slots
+    return active, going, slots, joined

@@ -5,6 +5,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from .boundary import BoundaryRule
 from .modules import (
     FEW_ROWS,
     GatedMLP,
@@ -15,7 +16,8 @@ from .modules import (
     projection,
     rotate,
 )
-from .rows import Keys, Rows
+from .rows import Keys, Stage, Tail, pick, rows_of_tail
+from .scoring import score
 
 # Norms that a layer may have beside its two, in the order of `lazyllm::decoder_layer_`.
 _MORE_NORMS = ("q_norm", "k_norm", "attention_out_norm", "mlp_out_norm")
@@ -175,18 +177,71 @@ class LazyLayer(nn.Module):
             and all(getattr(projection.linear, "bias", None) is None for projection in inner)
         )
 
-    def in_one_call(
-        self,
-        hidden: Tensor,
-        rows: Rows,
-        slots: Tensor,
-        seen: Keys,
-        key_store: Tensor,
-        value_store: Tensor,
-        cos: Tensor,
-        sin: Tensor,
+    def whole_layer(self, hidden: Tensor, stage: Stage, keys: Tensor, values: Tensor) -> Tensor:
+        """Compute a layer that is no boundary, for all rows: [rows, hidden] -> the same.
+
+        Args:
+            keys, values: the layer's stores [slots, num_kv_heads, head_dim], to which the rows' own
+                are appended; as in the functions below.
+        """
+        finished = self._in_one_call(hidden, stage, keys, values)
+        if finished is not None:
+            return finished
+        x = self.input_norm(hidden)
+        self.append_keys_(x, stage, keys, values)
+        return self.attend_and_finish(hidden, x, stage, stage.keys, keys, values)
+
+    def append_keys_(self, x: Tensor, stage: Stage, keys: Tensor, values: Tensor) -> None:
+        """Compute and store the keys and values of normed rows x [rows, hidden]."""
+        key, value = self.key_value(x, stage.cos[self.rope], stage.sin[self.rope])
+        torch.ops.lazyllm.kv_append_(keys, values, stage.slots, key, value)
+
+    def importance(
+        self, x: Tensor, stage: Stage, window: Tail, keys: Tensor, rule: BoundaryRule
+    ) -> Tensor:
+        """Attention that the window's queries give to each active token: [K] float32, see `score`.
+
+        Args:
+            x: the normed rows [rows, hidden].
+            window: which of them ask.
+        """
+        where = rows_of_tail(window, stage.rows)
+        queries = self.query(
+            x.index_select(0, where),
+            stage.cos[self.rope].index_select(0, where),
+            stage.sin[self.rope].index_select(0, where),
+        )
+        rows = pick(stage.rows, where, window)
+        return score(queries, rows, keys, stage.keys, self.scale, self.softcap, rule)
+
+    def attend_and_finish(
+        self, hidden: Tensor, x: Tensor, stage: Stage, seen: Keys, keys: Tensor, values: Tensor
+    ) -> Tensor:
+        """Queries, attention, output projection and MLP of rows whose keys and values are stored.
+
+        Args:
+            hidden, x: the rows [rows, hidden], and the same normed.
+            seen: the active tokens that they attend to.
+        """
+        attended = torch.ops.lazyllm.lazy_attention(
+            self.query(x, stage.cos[self.rope], stage.sin[self.rope]),
+            stage.rows.index,
+            stage.rows.offsets,
+            keys,
+            values,
+            seen.slots,
+            seen.index,
+            seen.offsets,
+            self.scale,
+            self.window,
+            self.softcap,
+        )
+        return self.finish(hidden, attended)
+
+    def _in_one_call(
+        self, hidden: Tensor, stage: Stage, keys: Tensor, values: Tensor
     ) -> Tensor | None:
-        """All of the layer for a few rows [rows, hidden], whose keys and values go to `slots`.
+        """`whole_layer` of a few rows by one operator.
 
         None, and nothing done, where one call cannot do it: for many rows, on a GPU, and where the
         layer is made otherwise or was changed since.
@@ -199,16 +254,16 @@ class LazyLayer(nn.Module):
             if len(weights) > 0 and _fit(hidden, weights, optional):
                 output: Tensor = torch.ops.lazyllm.decoder_layer_(
                     hidden,
-                    key_store,
-                    value_store,
-                    slots,
-                    rows.index,
-                    rows.offsets,
-                    seen.slots,
-                    seen.index,
-                    seen.offsets,
-                    cos,
-                    sin,
+                    keys,
+                    values,
+                    stage.slots,
+                    stage.rows.index,
+                    stage.rows.offsets,
+                    stage.keys.slots,
+                    stage.keys.index,
+                    stage.keys.offsets,
+                    stage.cos[self.rope],
+                    stage.sin[self.rope],
                     weights,
                     optional,
                     self.eps,

@@ -1,6 +1,7 @@
 """The decoder loop: one rule for prefill, decoding and continued turns."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -8,11 +9,11 @@ from torch import Tensor, nn
 from lazyllm_ext.schedule import ResolvedSchedule
 from lazyllm_ext.state import LazyState, StoreSpec, enter_stage_, give_back_, new_state
 
-from .boundary import Boundary, cross_, update_importance_
+from .boundary import BoundaryRule, boundary_rules, cross_boundary_, update_importance_
 from .layer import LazyLayer
 from .modules import Projection
-from .rows import Rows, all_keys, begin_step, last_protected, pick, rows_of_tail
-from .scoring import add_carried, score
+from .rows import Keys, Rows, Stage, Step, all_keys, begin_step, last_protected, pick, rows_of_tail
+from .scoring import add_carried_
 
 # What `LazyDecoder.from_model` calls; this package knows nothing of transformers.
 _build: Callable[..., "LazyDecoder"] | None = None
@@ -44,7 +45,7 @@ class LazyDecoder(nn.Module):
     """
 
     spec: StoreSpec
-    boundaries: list[Boundary]
+    boundaries: list[BoundaryRule]
     boundary_at: list[int]  # per layer: the number of the boundary in it, or -1
 
     def __init__(
@@ -71,38 +72,19 @@ class LazyDecoder(nn.Module):
         self.embed_scale, self.logit_scale = embed_scale, logit_scale
         self.logit_softcap, self.checked = logit_softcap, checked
         self.num_layers = len(layers)
-        self.window = schedule.window
-        self.over_heads, self.accumulate = schedule.over_heads, schedule.accumulate
+        self.window, self.accumulate = schedule.window, schedule.accumulate
         self.bounded = schedule.max_revive >= 0
         # Fixed shapes spare decoding the wait for a count from the device. On the CPU there is no
         # wait, and packed rows are fewer; a step that is compiled needs fixed ones there as well.
         self.fixed_on_cpu = False
         self.boundary_at = [-1] * len(layers)
-        self.boundaries = []
         for number, layer in enumerate(schedule.layers):
             self.boundary_at[layer] = number
-            heads = schedule.heads[number] if schedule.heads else ()
-            _check_heads(heads, layer, layers[layer].num_heads)
-            self.boundaries.append(
-                Boundary(
-                    number,
-                    schedule.keeps[number],
-                    schedule.budgets[number],
-                    list(heads),
-                    schedule.pool,
-                    schedule.protect_first,
-                    schedule.max_revive,
-                    schedule.min_tokens,
-                )
-            )
+        self.boundaries = boundary_rules(schedule, [layer.num_heads for layer in layers])
+        # Stage s: the layers after boundary s, up to and including boundary s + 1.
+        ends = [-1, *schedule.layers, len(layers) - 1]
         self.spec = StoreSpec(
-            # Stage s: the layers after boundary s, up to and including boundary s + 1.
-            stage_layers=[
-                list(range(first + 1, last + 1))
-                for first, last in zip(
-                    [-1, *schedule.layers], [*schedule.layers, len(layers) - 1], strict=True
-                )
-            ],
+            stage_layers=[list(range(before + 1, end + 1)) for before, end in pairwise(ends)],
             num_kv_heads=[layer.num_kv_heads for layer in layers],
             head_dim=[layer.head_dim for layer in layers],
             hidden_size=hidden_size,
@@ -180,6 +162,47 @@ class LazyDecoder(nn.Module):
         Returns:
             [Σ_b min(logits_to_keep, new_counts[b]), vocab] logits, packed like the rows.
         """
+        step, stage, hidden = self._begin(hidden, positions, new_counts, state, logits_to_keep)
+        for number, layer in enumerate(self.layers):
+            keys, values = state.keys[number], state.values[number]
+            boundary = self.boundary_at[number]
+            all_go_on = number < self.num_layers - 1 or step.last.back.size(0) == hidden.size(0)
+            if boundary < 0 and all_go_on:
+                hidden = layer.whole_layer(hidden, stage, keys, values)
+            else:
+                # 1. Keys and values of all rows.
+                x = layer.input_norm(hidden)
+                layer.append_keys_(x, stage, keys, values)
+                seen = stage.keys
+                if boundary >= 0:
+                    # 2. Score, 3. select, 4. revive, 5. drop.
+                    scored = layer.importance(
+                        x, stage, step.window, keys, self.boundaries[boundary]
+                    )
+                    stage, hidden = self._cross_boundary(
+                        state, step, stage, hidden, scored, boundary
+                    )
+                else:
+                    stage, hidden = self._last_rows(state, step, stage, hidden)
+                # 6. Only now the rest of the layer, for the rows that are left.
+                x = layer.input_norm(hidden)
+                hidden = layer.attend_and_finish(hidden, x, stage, seen, keys, values)
+            if not torch.jit.is_scripting() and self.on_layer is not None:
+                self.on_layer(number, hidden.size(0))
+        for sequence, count in enumerate(new_counts):
+            state.finished[sequence] += min(count, logits_to_keep)
+        give_back_(state)
+        return self._logits(hidden)
+
+    def _begin(
+        self,
+        hidden: Tensor,
+        positions: Tensor,
+        new_counts: list[int],
+        state: LazyState,
+        logits_to_keep: int,
+    ) -> tuple[Step, Stage, Tensor]:
+        """Enter the new tokens: the step, its stage 0, and the rows that layer 0 gets."""
         if torch.is_grad_enabled() and hidden.requires_grad:
             raise RuntimeError(
                 "step: inference only: hidden requires grad; call it under torch.no_grad()"
@@ -198,100 +221,50 @@ class LazyDecoder(nn.Module):
             self.window,
             logits_to_keep,
             protect_last,
+            self.accumulate,
             self.bounded and (self.fixed_on_cpu or not hidden.is_cpu),
         )
         slots = enter_stage_(state, self.spec, 0, rows.place)
         keys = all_keys(state, new_counts, step.fixed)
-        cos, sin = self._rotations(state, rows, hidden)
-        carried = torch.zeros([0], dtype=torch.float32, device=hidden.device)
-        for number, layer in enumerate(self.layers):
-            boundary = self.boundary_at[number]
-            all_go_on = number < self.num_layers - 1 or step.last.back.size(0) == hidden.size(0)
-            finished: Tensor | None = None
-            if boundary < 0 and all_go_on:
-                finished = layer.in_one_call(
-                    hidden,
-                    rows,
-                    slots,
-                    keys,
-                    state.keys[number],
-                    state.values[number],
-                    cos[layer.rope],
-                    sin[layer.rope],
-                )
-            if finished is not None:
-                hidden = finished
-            else:
-                x = layer.input_norm(hidden)
-                key, value = layer.key_value(x, cos[layer.rope], sin[layer.rope])
-                torch.ops.lazyllm.kv_append_(
-                    state.keys[number], state.values[number], slots, key, value
-                )
-                seen = keys
-                if boundary >= 0:
-                    where = rows_of_tail(step.window, rows)
-                    queries = layer.query(
-                        x.index_select(0, where),
-                        cos[layer.rope].index_select(0, where),
-                        sin[layer.rope].index_select(0, where),
-                    )
-                    scored = score(
-                        queries,
-                        pick(rows, where, step.window.offsets),
-                        state.keys[number],
-                        keys,
-                        layer.scale,
-                        layer.softcap,
-                        self.boundaries[boundary].heads,
-                        self.over_heads,
-                    )
-                    if not torch.jit.is_scripting() and self.over_ranks is not None:
-                        scored = self.over_ranks(scored)
-                    if self.checked:
-                        _refuse_nan(scored, "importance", number)
-                    if not torch.jit.is_scripting() and self.on_importance is not None:
-                        scored = self.on_importance(boundary, scored)
-                    if self.accumulate:
-                        scored, carried = add_carried(
-                            scored, carried, keys, state.importance[boundary]
-                        )
-                    update_importance_(state, boundary, step, keys, scored, self.window)
-                    keys, rows, hidden, slots = cross_(
-                        state, self.spec, self.boundaries[boundary], step, keys, rows, hidden
-                    )
-                    cos, sin = self._rotations(state, rows, hidden)
-                    x = layer.input_norm(hidden)
-                elif number == self.num_layers - 1:
-                    where = rows_of_tail(step.last, rows)
-                    rows = pick(rows, where, step.last.offsets)
-                    hidden, x = hidden.index_select(0, where), x.index_select(0, where)
-                    cos, sin = self._rotations(state, rows, hidden)
-                query = layer.query(x, cos[layer.rope], sin[layer.rope])
-                attended = torch.ops.lazyllm.lazy_attention(
-                    query,
-                    rows.index,
-                    rows.offsets,
-                    state.keys[number],
-                    state.values[number],
-                    seen.slots,
-                    seen.index,
-                    seen.offsets,
-                    layer.scale,
-                    layer.window,
-                    layer.softcap,
-                )
-                hidden = layer.finish(hidden, attended)
-            if not torch.jit.is_scripting() and self.on_layer is not None:
-                self.on_layer(number, hidden.size(0))
-        for sequence, count in enumerate(new_counts):
-            state.finished[sequence] += min(count, logits_to_keep)
-        give_back_(state)
-        return self._logits(hidden)
+        return step, self._stage(state, rows, slots, keys, hidden), hidden
 
-    def _rotations(
-        self, state: LazyState, rows: Rows, hidden: Tensor
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """cos and sin [rows, rotary_dim / 2] of the rows, for each rotary embedding."""
+    def _cross_boundary(
+        self,
+        state: LazyState,
+        step: Step,
+        stage: Stage,
+        hidden: Tensor,
+        scored: Tensor,
+        boundary: int,
+    ) -> tuple[Stage, Tensor]:
+        """From the scores [K] of the heads that are here to the next stage, and its rows."""
+        if not torch.jit.is_scripting() and self.over_ranks is not None:
+            scored = self.over_ranks(scored)
+        if self.checked:
+            _refuse_nan(scored, "importance", self.boundary_at.index(boundary))
+        if not torch.jit.is_scripting() and self.on_importance is not None:
+            scored = self.on_importance(boundary, scored)
+        if self.accumulate:
+            scored = add_carried_(step.carried, scored, stage.keys)
+        update_importance_(state, boundary, step, stage.keys, scored, self.window)
+        active, rows, slots, hidden = cross_boundary_(
+            state, self.spec, self.boundaries[boundary], step, stage, hidden
+        )
+        return self._stage(state, rows, slots, active, hidden), hidden
+
+    def _last_rows(
+        self, state: LazyState, step: Step, stage: Stage, hidden: Tensor
+    ) -> tuple[Stage, Tensor]:
+        """In the last layer only the rows go on whose logits are asked."""
+        where = rows_of_tail(step.last, stage.rows)
+        hidden = hidden.index_select(0, where)
+        rows = pick(stage.rows, where, step.last)
+        return self._stage(state, rows, stage.slots, stage.keys, hidden), hidden
+
+    def _stage(
+        self, state: LazyState, rows: Rows, slots: Tensor, keys: Keys, hidden: Tensor
+    ) -> Stage:
+        """What the next layers share, with the rotations of the rows in the dtype of `hidden`."""
         positions = state.position[0].view(-1).index_select(0, rows.place.clamp(min=0))
         cosines: list[Tensor] = []
         sines: list[Tensor] = []
@@ -299,7 +272,7 @@ class LazyDecoder(nn.Module):
             cos, sin = rope(positions, hidden.dtype)
             cosines.append(cos)
             sines.append(sin)
-        return cosines, sines
+        return Stage(rows, slots, keys, cosines, sines)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         logits = self.lm_head(self.norm(hidden))
@@ -310,15 +283,6 @@ class LazyDecoder(nn.Module):
         if self.checked:
             _refuse_nan(logits, "logits", self.num_layers - 1)
         return logits
-
-
-def _check_heads(heads: tuple[int, ...], layer: int, num_heads: int) -> None:
-    for head in heads:
-        if head >= num_heads:
-            raise ValueError(
-                f"schedule: layer {layer}: heads: expected numbers of query heads, 0 to "
-                f"{num_heads - 1}, got {head}"
-            )
 
 
 def _refuse_nan(values: Tensor, what: str, layer: int) -> None:

@@ -29,9 +29,7 @@ class RMSNorm(nn.Module):
         # PyTorch computes it in several kernels on the CPU, of which a compiler makes one.
         in_one_pass = x.is_cpu and x.dtype == self.weight.dtype and x.dtype != torch.float64
         in_one_pass = in_one_pass and x.stride(-1) == 1 and self.weight.stride(0) == 1
-        if in_one_pass and not torch.jit.is_scripting():
-            in_one_pass = not torch.compiler.is_exporting()
-        if in_one_pass:
+        if in_one_pass and not _is_compiled():
             rows = x.reshape(-1, x.size(-1))
             normed: Tensor = torch.ops.lazyllm.rms_norm(rows, self.weight, self.eps, self.offset)
             return normed.view(x.shape)
@@ -69,17 +67,23 @@ class Projection(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[rows, in] -> [rows, out]."""
         if torch.jit.is_scripting():
-            return self._multiply(x, self.linear.weight, self.linear.bias)
-        return self.called(x)
+            return self._plain(x)
+        return self._called(x)
 
     @torch.jit.unused
-    def called(self, x: Tensor) -> Tensor:
+    def _called(self, x: Tensor) -> Tensor:
         """`forward` outside TorchScript, where the linear may have been changed."""
-        linear = self.linear  # looked up once: decoding comes here hundreds of times for a token
-        if _runs_plain(linear):
-            return self._multiply(x, linear.weight, linear.bias)
-        rows: Tensor = linear(x)
-        return rows
+        # A tracer puts parameters of its own in place; what is exported has been checked.
+        plain = torch.compiler.is_exporting() or is_plain(self.linear)
+        return self._plain(x) if plain else self._part(self.linear(x))
+
+    def _plain(self, x: Tensor) -> Tensor:
+        """The outputs of a plain nn.Linear."""
+        return self._multiply(x, self.linear.weight, self.linear.bias)
+
+    def _part(self, outputs: Tensor) -> Tensor:
+        """What is meant of all outputs [rows, out] of any other module."""
+        return outputs
 
     def _multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if x.is_cpu and x.size(0) <= self.few_rows and weight.stride(1) == 1:
@@ -108,33 +112,23 @@ class PartOfProjection(Projection):
         super().__init__(linear)
         self.groups, self.first, self.last = groups, first, last
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[rows, in] -> [rows, groups · (last - first)]."""
-        if torch.jit.is_scripting():
-            return self._multiply_part(x)
-        return self.called(x)
-
-    @torch.jit.unused
-    def called(self, x: Tensor) -> Tensor:
-        """`forward` outside TorchScript, where the linear may have been changed."""
-        if _runs_plain(self.linear):
-            return self._multiply_part(x)
-        whole: Tensor = self.linear(x).view(x.size(0), self.groups, -1)
-        return whole[:, :, self.first : self.last].reshape(x.size(0), -1)
-
-    def _multiply_part(self, x: Tensor) -> Tensor:
-        bias: Tensor | None = self.linear.bias
-        if bias is not None:
-            bias = self._part(bias)
-        return self._multiply(x, self.weight(), bias)
-
     def weight(self) -> Tensor:
         """[outputs that are meant, in], of a plain nn.Linear."""
-        return self._part(self.linear.weight)
+        return self._of_parameter(self.linear.weight)
+
+    def _plain(self, x: Tensor) -> Tensor:
+        bias: Tensor | None = self.linear.bias
+        if bias is not None:
+            bias = self._of_parameter(bias)
+        return self._multiply(x, self.weight(), bias)
 
     def _part(self, outputs: Tensor) -> Tensor:
+        grouped = outputs.view(outputs.size(0), self.groups, -1)
+        return grouped[:, :, self.first : self.last].reshape(outputs.size(0), -1)
+
+    def _of_parameter(self, parameter: Tensor) -> Tensor:
         """What is meant of a weight [out, in] or a bias [out]; a view if there is one group."""
-        grouped = outputs.unflatten(0, [self.groups, -1])
+        grouped = parameter.unflatten(0, [self.groups, -1])
         return grouped[:, self.first : self.last].flatten(0, 1)
 
 
@@ -159,9 +153,12 @@ def is_plain(linear: nn.Module) -> bool:
     )
 
 
-def _runs_plain(linear: nn.Module) -> bool:
-    # A tracer puts parameters of its own in place; what is exported has been checked.
-    return bool(torch.compiler.is_exporting()) or is_plain(linear)
+def _is_compiled() -> bool:
+    """Whether a compiler reads this, which makes one pass of what PyTorch computes in several."""
+    compiled = False
+    if not torch.jit.is_scripting():
+        compiled = torch.compiler.is_exporting()
+    return compiled
 
 
 def _multiplies_slowly(weight: Tensor) -> bool:
@@ -238,9 +235,7 @@ class GatedMLP(nn.Module):
         in_one_pass = self.operator_activation != "" and gate.is_cpu and gate.dtype == up.dtype
         in_one_pass = in_one_pass and gate.dtype != torch.float64
         in_one_pass = in_one_pass and gate.stride(-1) == 1 and up.stride(-1) == 1
-        if in_one_pass and not torch.jit.is_scripting():
-            in_one_pass = not torch.compiler.is_exporting()  # a compiler makes one pass of it
-        if in_one_pass:
+        if in_one_pass and not _is_compiled():
             opened: Tensor = torch.ops.lazyllm.gated_activation(gate, up, self.operator_activation)
             return opened
         product: Tensor = self.activation(gate).mul_(up)

@@ -26,6 +26,16 @@ class Keys(NamedTuple):
     bounds: list[int]  # per sequence, at most so many entries are used
 
 
+class Stage(NamedTuple):
+    """What the layers from one boundary to the next have in common in a step."""
+
+    rows: Rows
+    slots: Tensor  # [R] int64, where the rows' keys and values go in the layers' stores
+    keys: Keys
+    cos: list[Tensor]  # for each rotary embedding, [R, rotary_dim / 2]
+    sin: list[Tensor]
+
+
 class Tail(NamedTuple):
     """The last rows of each sequence, counted from its end: they are always among the rows."""
 
@@ -41,6 +51,7 @@ class Step(NamedTuple):
     last: Tail  # the rows whose logits are asked
     decay: Tensor  # [B, 1] float32, what is left of the old importance
     forgets: bool  # whether some sequence's old importance counts for nothing any more
+    carried: Tensor  # [B · cap] float32 by token: scores of the boundaries so far; or empty
     protect_last: int
     fixed: bool  # one token a sequence, and shapes do not depend on the data
 
@@ -73,9 +84,9 @@ def rows_of_tail(tail: Tail, rows: Rows) -> Tensor:
     return rows.offsets[1:].index_select(0, tail.sequence) - tail.back
 
 
-def pick(rows: Rows, where: Tensor, offsets: Tensor) -> Rows:
-    """The rows at `where`, with the offsets that this leaves."""
-    return Rows(rows.index.index_select(0, where), rows.place.index_select(0, where), offsets)
+def pick(rows: Rows, where: Tensor, tail: Tail) -> Rows:
+    """The rows of the tail, which are at `where`."""
+    return Rows(rows.index.index_select(0, where), rows.place.index_select(0, where), tail.offsets)
 
 
 def begin_step(
@@ -85,6 +96,7 @@ def begin_step(
     window: int,
     logits_to_keep: int,
     protect_last: int,
+    accumulates: bool,
     fixes_decoding: bool,
 ) -> tuple[Step, Rows]:
     """Enter the new tokens (positions [rows], new_counts[b] of each sequence) into the tables."""
@@ -113,6 +125,9 @@ def begin_step(
         last=tail_of([min(count, logits_to_keep) for count in new_counts], device),
         decay=(1.0 - new.double() / window).clamp(min=0.0).float().unsqueeze(1),
         forgets=most >= window,
+        carried=torch.zeros(
+            [len(new_counts) * columns if accumulates else 0], dtype=torch.float32, device=device
+        ),
         protect_last=protect_last,
         fixed=fixes_decoding and most == 1 and fewest == 1,
     )

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from .boundary import BoundaryRule
 from .rows import Keys, Rows
 
 
@@ -13,8 +14,7 @@ def score(
     keys: Keys,
     scale: float,
     softcap: float,
-    heads: list[int],
-    over_heads: str,
+    rule: BoundaryRule,
 ) -> Tensor:
     """Attention probabilities, summed over the queries of each sequence.
 
@@ -23,65 +23,46 @@ def score(
         key_store: [slots, Hkv, D].
         keys: the K active tokens.
         scale, softcap: of the layer's logits.
-        heads: numbers of the query heads that score; empty for all of them.
-        over_heads: "mean", or "max" for the largest of the heads' sums.
+        rule: says which heads score, and whether their mean or the largest counts.
 
     Returns:
         [K] float32; 0 in unused places.
     """
-    if len(heads) == 0 and over_heads == "mean":
-        return torch.ops.lazyllm.token_importance(
-            queries,
-            rows.index,
-            rows.offsets,
-            key_store,
-            keys.slots,
-            keys.index,
-            keys.offsets,
-            scale,
-            softcap,
-        )
-    of_heads = _of_heads(queries, rows, key_store, keys, scale, softcap, heads)
-    return of_heads.amax(dim=0) if over_heads == "max" else of_heads.mean(dim=0)
-
-
-def _of_heads(
-    queries: Tensor,
-    rows: Rows,
-    key_store: Tensor,
-    keys: Keys,
-    scale: float,
-    softcap: float,
-    heads: list[int],
-) -> Tensor:
-    """The same for each head alone, [heads, K]: to the operator a head is a sequence of its own.
-
-    The store's rows [slots, Hkv] are flattened, so that each holds the key of one head.
-    """
-    chosen = torch.arange(queries.size(1), device=queries.device)  # [heads] int64
-    if len(heads) > 0:
-        # In pieces: AOTInductor takes a constant of more than 8 numbers for one of the weights.
-        parts: list[Tensor] = []
-        for first in range(0, len(heads), 8):
-            part = heads[first : first + 8]
-            parts.append(torch.tensor(part, dtype=torch.int64, device=queries.device))
-        chosen = torch.cat(parts)
-    kv_heads, count = key_store.size(1), chosen.size(0)
-    group = queries.size(1) // kv_heads
-    kv_head = torch.div(chosen, group, rounding_mode="floor").unsqueeze(1)  # [heads, 1]
-    slots = torch.where(keys.slots >= 0, keys.slots * kv_heads + kv_head, -1)  # [heads, K]
-    scored = torch.ops.lazyllm.token_importance(
-        queries.index_select(1, chosen).transpose(0, 1).reshape(-1, 1, queries.size(2)),
-        rows.index.repeat(count),
-        _repeated(rows.offsets, count, rows.index.size(0)),
-        key_store.reshape(-1, 1, key_store.size(2)),
-        slots.view(-1),
-        keys.index.repeat(count),
-        _repeated(keys.offsets, count, keys.slots.size(0)),
-        scale,
-        softcap,
+    count = 1
+    row_index, row_offsets = rows.index, rows.offsets
+    slots, key_index, key_offsets = keys.slots, keys.index, keys.offsets
+    if len(rule.heads) > 0 or rule.over_heads != "mean":
+        # To the operator each head is then a sequence of its own. The store's rows [slots, Hkv] are
+        # flattened, so that each holds the key of one head.
+        heads = _scoring_heads(rule, queries)  # [heads] int64
+        count, kv_heads = heads.size(0), key_store.size(1)
+        group = queries.size(1) // kv_heads
+        kv_head = torch.div(heads, group, rounding_mode="floor").unsqueeze(1)  # [heads, 1]
+        slots = torch.where(slots >= 0, slots * kv_heads + kv_head, -1).view(-1)  # [heads · K]
+        row_offsets = _repeated(row_offsets, count, row_index.size(0))
+        key_offsets = _repeated(key_offsets, count, key_index.size(0))
+        row_index, key_index = row_index.repeat(count), key_index.repeat(count)
+        queries = queries.index_select(1, heads).transpose(0, 1).reshape(-1, 1, queries.size(2))
+        key_store = key_store.reshape(-1, 1, key_store.size(2))
+    scored: Tensor = torch.ops.lazyllm.token_importance(
+        queries, row_index, row_offsets, key_store, slots, key_index, key_offsets, scale, softcap
     )
-    return scored.view(count, -1)
+    if count == 1:
+        return scored
+    of_heads = scored.view(count, -1)
+    return of_heads.amax(dim=0) if rule.over_heads == "max" else of_heads.mean(dim=0)
+
+
+def _scoring_heads(rule: BoundaryRule, queries: Tensor) -> Tensor:
+    """Numbers of the query heads that score, [heads] int64."""
+    if len(rule.heads) == 0:
+        return torch.arange(queries.size(1), device=queries.device)
+    # In pieces: AOTInductor takes a constant of more than 8 numbers for one of the weights.
+    parts: list[Tensor] = []
+    for first in range(0, len(rule.heads), 8):
+        part = rule.heads[first : first + 8]
+        parts.append(torch.tensor(part, dtype=torch.int64, device=queries.device))
+    return torch.cat(parts)
 
 
 def _repeated(offsets: Tensor, count: int, size: int) -> Tensor:
@@ -90,23 +71,19 @@ def _repeated(offsets: Tensor, count: int, size: int) -> Tensor:
     return torch.cat([offsets[:1], (before + offsets[1:]).view(-1)])
 
 
-def add_carried(
-    scored: Tensor, carried: Tensor, keys: Keys, importance: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Add what earlier boundaries of this step scored.
+def add_carried_(carried: Tensor, scored: Tensor, keys: Keys) -> Tensor:
+    """Add what earlier boundaries of this step scored, and remember both together.
 
     Args:
+        carried: [B · cap] by token, of the boundaries before.
         scored: [K] of this boundary.
-        carried: [B · cap] by token, of the boundaries before; empty before the first.
         keys: the K active tokens.
-        importance: [B, cap], for the shape.
 
     Returns:
-        Both together, by key and by token.
+        Both together, [K].
     """
     place = keys.place.clamp(min=0)
-    if carried.size(0) > 0:
-        before = carried.index_select(0, place)
-        scored = scored + torch.where(keys.slots >= 0, before, 0.0)
-    by_token = torch.zeros([importance.numel()], dtype=torch.float32, device=scored.device)
-    return scored, by_token.index_add_(0, place, scored)
+    before = torch.where(keys.slots >= 0, carried.index_select(0, place), 0.0)
+    both = scored + before
+    carried.zero_().index_add_(0, place, both)
+    return both

@@ -165,17 +165,18 @@ def active(state: LazyState, boundary: int, sequence: int) -> Tensor:
 
 def computed_per_stage(state: LazyState) -> list[list[int]]:
     """|C_s| of each sequence, one list per stage 0 … S."""
-    counts: list[list[int]] = []
-    for table in state.slot:
-        row: list[int] = (table >= 0).sum(dim=1).tolist()
-        counts.append(row)
-    return counts
+    return _entries(state.slot)
 
 
 def waiting_per_boundary(state: LazyState) -> list[list[int]]:
     """Tokens of each sequence that wait, one list per boundary 1 … S."""
+    return _entries(state.aux_slot)
+
+
+def _entries(tables: list[Tensor]) -> list[list[int]]:
+    """How many tokens of each sequence have a slot in each table."""
     counts: list[list[int]] = []
-    for table in state.aux_slot:
+    for table in tables:
         row: list[int] = (table >= 0).sum(dim=1).tolist()
         counts.append(row)
     return counts
@@ -189,24 +190,21 @@ def revived(state: LazyState) -> list[int]:
 
 def kv_nbytes(state: LazyState) -> int:
     """Bytes of memory that the key and value stores hold, spare room included."""
-    total = 0
-    for layer in range(len(state.keys)):
-        total += state.keys[layer].numel() * state.keys[layer].element_size()
-        total += state.values[layer].numel() * state.values[layer].element_size()
-    return total
+    return _nbytes(state.keys) + _nbytes(state.values)
 
 
 def aux_nbytes(state: LazyState) -> int:
     """Bytes of memory that the Aux Caches hold, spare room included."""
-    total = 0
-    for store in state.aux:
-        total += store.numel() * store.element_size()
-    return total
+    return _nbytes(state.aux)
 
 
 def table_nbytes(state: LazyState) -> int:
     """Bytes of the token tables and importance vectors."""
-    total = state.position[0].numel() * state.position[0].element_size()
-    for table in state.slot + state.aux_slot + state.importance:
-        total += table.numel() * table.element_size()
+    return _nbytes(state.position + state.slot + state.aux_slot + state.importance)
+
+
+def _nbytes(tensors: list[Tensor]) -> int:
+    total = 0
+    for tensor in tensors:
+        total += tensor.numel() * tensor.element_size()
     return total
