@@ -1,4 +1,4 @@
-"""Tokens -> text, piece by piece, up to a stop string."""
+"""Tokens -> text, piece by piece, up to a stop string: incremental detokenization."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 
-class Text:
+class Detokenizer:
     """The text of an answer as its tokens come.
 
     What is handed out is never taken back: a character of which only some bytes have come, and what
     may be the beginning of a stop string, waits. Special tokens have no text, but stop strings may
     name them.
+
+    Not `tokenizers.decoders.DecodeStream`, which decodes in the same way: it loses a character that
+    is unfinished when the tokens end, and raises in the middle where byte tokens, as Llama 2 and
+    Gemma have them, turn out to be no character. Tokenizers without a fast one have none.
 
     Args:
         tokenizer: of the model.
@@ -54,8 +58,13 @@ class Text:
         return released + self._shown(rest)
 
     def _new(self) -> str:
+        """The text of the tokens that have not been read."""
         before = self._decode(self._tokens[self._begin : self._end])
-        return self._decode(self._tokens[self._begin :])[len(before) :]
+        text = self._decode(self._tokens[self._begin :])
+        if text.startswith(before):
+            return text[len(before) :]
+        # Bytes that are no character, which change how those before them read.
+        return self._decode(self._tokens[self._end :])
 
     def _decode(self, tokens: list[int]) -> str:
         decoded = self._tokenizer.decode(
