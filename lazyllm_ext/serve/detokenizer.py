@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+_UNFINISHED = "\ufffd"  # what bytes of a character read as that is not complete, or none at all
+
 
 class Detokenizer:
     """The text of an answer as its tokens come.
@@ -42,7 +44,7 @@ class Detokenizer:
         self._tokens.append(token)
         mark = self._marks.get(token, "")
         new = self._new()
-        if new.endswith("\ufffd") and not mark:  # bytes of a character are missing
+        if new.endswith(_UNFINISHED) and not mark:
             return ""
         if new:
             self._begin, self._end = self._end, len(self._tokens)
@@ -61,9 +63,9 @@ class Detokenizer:
         """The text of the tokens that have not been read."""
         before = self._decode(self._tokens[self._begin : self._end])
         text = self._decode(self._tokens[self._begin :])
-        if text.startswith(before):
+        if text.startswith(before) or before.endswith(_UNFINISHED):
             return text[len(before) :]
-        # Bytes that are no character, which change how those before them read.
+        # Bytes that are no character, which change how the bytes before them read.
         return self._decode(self._tokens[self._end :])
 
     def _decode(self, tokens: list[int]) -> str:

@@ -164,3 +164,13 @@ def test_tokens_of_bytes(with_bytes: Any, tokens: list[int], pieces: list[str], 
     text = Detokenizer(with_bytes, ())
     assert [text.add(token) for token in tokens] == pieces
     assert text.end() == rest
+
+
+def test_a_prompt_that_ends_within_a_character(tokenizer: Any, with_bytes: Any) -> None:
+    """Its end is the prompt's, and what follows is the completion's."""
+    table = tokenizer.backend_tokenizer
+    first, second, letter = (_token(table, byte) for byte in "éb".encode())
+    for words, tokens in ((tokenizer, (first, second, letter)), (with_bytes, (*"é".encode(), 256))):
+        text = Detokenizer(words, (), tokens[:1])
+        assert [text.add(token) for token in tokens[1:]] == ["", "b"]
+        assert text.end() == ""
