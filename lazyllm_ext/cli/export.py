@@ -15,8 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lazyllm_ext.export import Description
-from lazyllm_ext.export.compiled import aoti
-from lazyllm_ext.export.script import torchscript
+from lazyllm_ext.export.writing import aoti, torchscript
 
 from .errors import CommandError, as_input_error
 from .loading import find_folder, load, pick_device

@@ -107,7 +107,7 @@ def make_server(app: Any) -> Any:
 
     class Server(uvicorn.Server):
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            await app.state.line.close()  # first: uvicorn waits for responses to end
+            await app.state.queue.close()  # first: uvicorn waits for responses to end
             await super().shutdown(sockets)
 
     config = uvicorn.Config(

@@ -16,16 +16,12 @@ from .description import Description
 from .loading import Exported, load
 
 if TYPE_CHECKING:
-    from .compiled import aoti
-    from .script import torchscript
+    from .writing import aoti, torchscript
 
 __all__ = ["Description", "Exported", "aoti", "load", "torchscript"]
 
-# Names that need transformers; loading an export does not.
-_OF_TRANSFORMERS = {"aoti": ".compiled", "torchscript": ".script"}
-
 
 def __getattr__(name: str) -> Any:
-    if name in _OF_TRANSFORMERS:
-        return getattr(import_module(_OF_TRANSFORMERS[name], __name__), name)
+    if name in ("aoti", "torchscript"):  # they need transformers; loading an export does not
+        return getattr(import_module(".writing", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,74 +1,33 @@
-"""The decoding step as an AOTInductor package, inside a TorchScript file that does the rest."""
+"""The road of torch.export: the decoding step traced, compiled by AOTInductor, and loaded again."""
 
 from __future__ import annotations
 
-import os
 import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch._inductor
 from torch.export import Dim
 
 from lazyllm_ext.decoder import LazyDecoder
 
-from .description import COMPILED, Description
+from .description import COMPILED
 from .jit import sentence_of
-from .program import Program, Step
-from .script import Say, describe, prepare, write
+from .program import Program
+from .step import DecodingStep
 
 # Slots of the stores while tracing; their number is free.
 _TRACED_SLOTS = 4096
-
-
-def aoti(
-    model: Any,
-    schedule: Any,
-    path: str | os.PathLike[str],
-    *,
-    tokenizer: Any = None,
-    max_tokens: int = 4096,
-    say: Say = lambda stage: None,
-) -> Description:
-    """Write a model as `torchscript` does, with its decoding step compiled by AOTInductor.
-
-    The TorchScript `Program` reads prompts and further turns, whose shapes depend on the data. The
-    decoding step has fixed shapes when revival is bounded: it is traced from the same loop by
-    torch.export and compiled for this machine's kind of processor. It goes into the file as
-    `decode.pt2`, without weights: it uses those of the program.
-
-    Args:
-        model, schedule, path, tokenizer, say: as of `torchscript`. The schedule bounds revival,
-            with `max_revive`, unless it has no boundary.
-        max_tokens: longest context of the compiled step, in tokens; past it the program decodes.
-
-    Raises:
-        TypeError, ValueError: as `torchscript`; and for a schedule without `max_revive`, or where
-            there is no C++ compiler.
-    """
-    path, schedule, decoder = prepare(model, schedule, path, say)
-    if decoder.boundaries and not decoder.bounded:
-        raise ValueError(
-            "schedule: expected max_revive, a bound of revived tokens per step, since the compiled "
-            "step has fixed shapes; got none"
-        )
-    if max_tokens < 1:
-        raise ValueError(f"max_tokens: expected at least 1, got {max_tokens}")
-    description, files = describe("aoti", model, schedule, decoder, tokenizer)
-    say("tracing the decoding step")
-    exported = trace(decoder, max_tokens)
-    say("compiling the decoding step")
-    package = _compiled(exported)
-    program = Program(
-        decoder,
-        description.vocab_size,
-        description.max_tokens,
-        description.eos_token_ids,
-        max_tokens,
-    )
-    write(program, path, {**files, COMPILED: package}, say)
-    return description
+# What AOTInductor is told.
+_OPTIONS = {
+    "aot_inductor.package_constants_in_so": False,
+    # Spares 40 of 130 seconds with 30 layers: the wrapper only calls one kernel after another, and
+    # headers that are compiled beforehand serve the next export at best.
+    "aot_inductor.compile_wrapper_opt_level": "O0",
+    "aot_inductor.precompile_headers": False,
+}
 
 
 def trace(decoder: LazyDecoder, columns: int) -> torch.export.ExportedProgram:
@@ -86,27 +45,38 @@ def trace(decoder: LazyDecoder, columns: int) -> torch.export.ExportedProgram:
         ]
         ids = torch.zeros([1], dtype=torch.int64, device=program.state.length.device)
         return torch.export.export(
-            Step(decoder).eval(), (ids, tensors), dynamic_shapes=(None, free), strict=False
+            DecodingStep(decoder).eval(), (ids, tensors), dynamic_shapes=(None, free), strict=False
         )
 
 
-def _compiled(exported: torch.export.ExportedProgram) -> bytes:
-    options = {
-        "aot_inductor.package_constants_in_so": False,
-        # Spares 40 of 130 seconds with 30 layers: the wrapper only calls one kernel after another,
-        # and headers that are compiled beforehand serve the next export at best.
-        "aot_inductor.compile_wrapper_opt_level": "O0",
-        "aot_inductor.precompile_headers": False,
-    }
+def compile_step(exported: torch.export.ExportedProgram) -> bytes:
+    """The step as a package of AOTInductor, without weights.
+
+    Raises:
+        ValueError: there is no C++ compiler, or no room for what it writes.
+    """
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        file = os.path.join(folder, COMPILED)
+        file = Path(folder) / COMPILED
         try:
             torch._inductor.aoti_compile_and_package(
-                exported, package_path=file, inductor_configs=options
+                exported, package_path=str(file), inductor_configs=_OPTIONS
             )
-        except (RuntimeError, OSError) as error:  # no compiler or no room for it, mostly
+        except (RuntimeError, OSError) as error:
             raise ValueError(
                 f"export: the decoding step does not compile: {sentence_of(error)}"
             ) from error
-        return Path(file).read_bytes()
+        return file.read_bytes()
+
+
+def load_step(package: bytes, program: Any) -> Any:
+    """What `compile_step` gave, on the weights of a program: ids and its state -> logits."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / COMPILED
+        file.write_bytes(package)
+        step = torch._inductor.aoti_load_package(str(file))
+    weights = dict(program.named_parameters(remove_duplicate=False))
+    weights.update(program.named_buffers())
+    used = {name: weights[name] for name in step.get_constant_fqns()}
+    step.load_constants(used, check_full_update=True, user_managed=True)
+    return step

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -16,8 +15,8 @@ from torch.torch_version import TorchVersion
 from lazyllm_ext.schedule import PruningSchedule
 from lazyllm_ext.schedule.fields import decode
 
+from . import jit
 from .description import COMPILED, DESCRIPTION, SCHEDULE, TOKENIZER, Description
-from .jit import quiet, running, sentence_of
 
 
 class Exported:
@@ -73,17 +72,10 @@ class Exported:
 
     def _next(self, ids: list[int]) -> int:
         rows = torch.tensor(ids, dtype=torch.int64, device=self.description.device)
-        with running(), torch.no_grad():
-            try:
-                if self._step is not None and len(ids) == 1 and self.program.fits():
-                    return int(self._step(rows, self.program.begin_step()).argmax())
-                return int(self.program(rows, [len(ids)], 1).argmax())
-            except torch.jit.Error as error:  # TorchScript wraps what the program raises
-                raise ValueError(sentence_of(error)) from None
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError as error:
-                raise RuntimeError(sentence_of(error)) from error
+        with jit.in_one_sentence(), jit.running():
+            if self._step is not None and len(ids) == 1 and self.program.fits():
+                return int(self._step(rows, self.program.begin_step()).argmax())
+            return int(self.program(rows, [len(ids)], 1).argmax())
 
 
 def load(
@@ -122,35 +114,27 @@ def load(
                 f"one: {os.fspath(tokenizer)}"
             )
     try:
-        with quiet(), running(), torch.no_grad():
-            program = torch.jit.load(os.fspath(path))
+        with jit.running():
+            program = jit.load(os.fspath(path))
             step = _load_step(path, program) if description.kind == "aoti" else None
             program.warm_up()
     # AttributeError and KeyError: not our program. UnicodeDecodeError: torch quotes damaged code.
     except (RuntimeError, AttributeError, KeyError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{path}: made with PyTorch {description.torch}, does not load into "
-            f"{torch.__version__}: {sentence_of(error)}"
+            f"{torch.__version__}: {jit.sentence_of(error)}"
         ) from error
     return Exported(program, description, schedule, text, step)
 
 
 def _load_step(path: Path, program: Any) -> Any:
-    """The compiled decoding step around the program's weights."""
-    import torch._inductor  # seconds, which a file without a compiled step need not take
+    """The compiled decoding step on the program's weights."""
+    from .compiled import load_step  # seconds, which a file without a compiled step need not take
 
     package = _members(path, COMPILED).get(COMPILED)
     if package is None:
         raise ValueError(f"{path}: {COMPILED}: expected a compiled decoding step, got none")
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / COMPILED
-        file.write_bytes(package)
-        step = torch._inductor.aoti_load_package(str(file))
-    weights = dict(program.named_parameters(remove_duplicate=False))
-    weights.update(program.named_buffers())
-    used = {name: weights[name] for name in step.get_constant_fqns()}
-    step.load_constants(used, check_full_update=True, user_managed=True)
-    return step
+    return load_step(package, program)
 
 
 def read(path: Path) -> tuple[Description, PruningSchedule, str | None]:

@@ -1,16 +1,16 @@
 """An OpenAI-compatible server for one model: chat, completions, streaming, reused caches.
 
-`engine` answers one request at a time on the model, `store` keeps finished conversations, `line` is
-where requests wait, `parameters` and `shapes` are what goes in and out, and `app` is the FastAPI
-application.
+On its way a request meets `app`, the FastAPI application; `parameters`, which reads it; `queue`,
+where it waits; `engine`, which answers one at a time on the model with `prefix_caches` and
+`detokenizer`; and `shapes`, which writes the response.
 """
 
 from importlib.util import find_spec
 
-from .engine import Answer, Asked, Engine
-from .store import CacheStore
+from .engine import Completion, Engine, GenerationRequest
+from .prefix_caches import PrefixCaches
 
-__all__ = ["Answer", "Asked", "CacheStore", "Engine", "require_server"]
+__all__ = ["Completion", "Engine", "GenerationRequest", "PrefixCaches", "require_server"]
 
 
 def require_server() -> None:

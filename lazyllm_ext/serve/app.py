@@ -16,10 +16,10 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from .engine import Answer, Engine, Left
+from .engine import ClientLeft, Completion, Engine
 from .errors import ApiError, internal
-from .line import Job, Line
 from .parameters import read_parameters
+from .queue import Job, RequestQueue
 from .shapes import Shape
 
 _MOST_BYTES = 64 << 20  # of a request
@@ -44,12 +44,12 @@ class Settings:
 
 
 def make_app(engine: Engine, settings: Settings) -> FastAPI:
-    """The application of one model; its `state.line` is to be closed before it ends."""
+    """The application of one model; its `state.queue` is to be closed before it ends."""
     server = _Server(engine, settings)
 
     # No pages that describe it: they would load scripts from elsewhere.
     app = FastAPI(title="lazyllm-ext", openapi_url=None)
-    app.state.line = server.line
+    app.state.queue = server.queue
     app.add_api_route("/health", server.health)
     app.add_api_route("/v1/models", server.models)
     app.add_api_route("/v1/models/{name:path}", server.model)
@@ -63,22 +63,22 @@ def make_app(engine: Engine, settings: Settings) -> FastAPI:
 
 
 class _Server:
-    """The routes."""
+    """The routes, the responses that they give, and what is said of errors."""
 
     def __init__(self, engine: Engine, settings: Settings):
         self._engine, self._settings = engine, settings
-        self.line = Line(engine, settings.max_queue)
+        self.queue = RequestQueue(engine, settings.max_queue)
         self._watchers: set[asyncio.Task[None]] = set()
         self._started = int(time.time())
 
     async def health(self) -> dict[str, Any]:
-        store = self._engine.store
+        caches = self._engine.caches
         return {
             "status": "ok",
             "model": self._settings.name,
-            "requests": len(self.line),
-            "caches": len(store),
-            "cache_bytes": store.nbytes,
+            "requests": len(self.queue),
+            "caches": len(caches),
+            "cache_bytes": caches.nbytes,
         }
 
     async def models(self, request: Request) -> dict[str, Any]:
@@ -110,14 +110,28 @@ class _Server:
     async def complete(self, request: Request) -> Response:
         return await self._respond(request, chat=False)
 
+    def _check_key(self, request: Request) -> None:
+        key = self._settings.api_key
+        if key is None:
+            return
+        sent = request.headers.get("authorization", "").encode("latin-1")  # as bytes came
+        if not hmac.compare_digest(sent, f"Bearer {key}".encode()):
+            raise ApiError(
+                "Authorization: expected 'Bearer ' and the key that the server was started with",
+                status=401,
+                code="invalid_api_key",
+                kind="authentication_error",
+            )
+
     async def _respond(self, request: Request, chat: bool) -> Response:
         self._check_key(request)
         body = await _body(request)
         parameters = read_parameters(body, chat=chat, model=self._settings.name)
-        ask: Any = self._engine.ask_chat if chat else self._engine.ask_completion
-        with self.line.place():
-            asked = await asyncio.to_thread(ask, parameters.prompt, parameters.sampling)
-        job = self.line.enter(asked)
+        engine = self._engine
+        prepare: Any = engine.chat_request if chat else engine.completion_request
+        with self.queue.reserve():
+            prepared = await asyncio.to_thread(prepare, parameters.prompt, parameters.sampling)
+        job = self.queue.submit(prepared)
         self._watch(request, job)
         shape = Shape(chat, self._settings.name, parameters.include_usage)
         if parameters.stream:
@@ -129,10 +143,10 @@ class _Server:
         return await self._whole(job, shape)
 
     async def _whole(self, job: Job, shape: Shape) -> Response:
-        with suppress(Left):
+        with suppress(ClientLeft):
             async for event in job.events():
-                if isinstance(event, Answer):
-                    self._log(event)
+                if isinstance(event, Completion):
+                    self._settings.log(_summary(event))
                     return JSONResponse(shape.whole(event))
         return Response(status_code=_CLIENT_LEFT)
 
@@ -144,11 +158,11 @@ class _Server:
                 if isinstance(event, str):
                     yield _event(shape.piece(event))
                     continue
-                self._log(event)
+                self._settings.log(_summary(event))
                 for chunk in shape.last(event):
                     yield _event(chunk)
             yield "data: [DONE]\n\n"
-        except Left:
+        except ClientLeft:
             return
         except ApiError as error:  # too late for a status
             yield _event(error.to_dict())
@@ -163,25 +177,12 @@ class _Server:
             # Comes at the latest when the response is complete; then there is nothing to cancel.
             while (await request.receive())["type"] != "http.disconnect":
                 pass
-            if job.cancel(Left()):
+            if job.cancel(ClientLeft()):
                 self._settings.log("the client left")
 
         watcher = asyncio.create_task(watch())
         self._watchers.add(watcher)  # asyncio itself holds tasks weakly
         watcher.add_done_callback(self._watchers.discard)
-
-    def _check_key(self, request: Request) -> None:
-        key = self._settings.api_key
-        if key is None:
-            return
-        sent = request.headers.get("authorization", "").encode("latin-1")  # as bytes came
-        if not hmac.compare_digest(sent, f"Bearer {key}".encode()):
-            raise ApiError(
-                "Authorization: expected 'Bearer ' and the key that the server was started with",
-                status=401,
-                code="invalid_api_key",
-                kind="authentication_error",
-            )
 
     async def refused(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, ApiError)
@@ -204,19 +205,6 @@ class _Server:
         self._settings.log(f"failed: {error!r}")
         return JSONResponse(internal(error).to_dict(), 500)
 
-    def _log(self, answer: Answer) -> None:
-        speed = answer.tokens_per_second
-        parts = [
-            f"prompt {answer.prompt_tokens:,} tokens",
-            f"cached {answer.cached_tokens:,}",
-            f"computed {answer.report.prompt_computed_percent:.0f} %",
-            f"first token {answer.ttft_seconds:.2f} s",
-            f"{answer.new_tokens:,} new" + (f", {speed:.1f} tokens/s" if speed else ""),
-        ]
-        if answer.waited_seconds >= 0.01:
-            parts.append(f"waited {answer.waited_seconds:.2f} s")
-        self._settings.log(", ".join(parts))
-
 
 async def _body(request: Request) -> bytes:
     """Raises ApiError for another type, which pages of other sites may send, and for too much."""
@@ -234,3 +222,18 @@ async def _body(request: Request) -> bytes:
 def _event(data: dict[str, Any]) -> str:
     """One server-sent event."""
     return f"data: {json.dumps(data)}\n\n"
+
+
+def _summary(completion: Completion) -> str:
+    """What was read and generated, and how fast, in one line."""
+    speed = completion.tokens_per_second
+    parts = [
+        f"prompt {completion.prompt_tokens:,} tokens",
+        f"cached {completion.cached_tokens:,}",
+        f"computed {completion.report.prompt_computed_percent:.0f} %",
+        f"first token {completion.ttft_seconds:.2f} s",
+        f"{completion.new_tokens:,} new" + (f", {speed:.1f} tokens/s" if speed else ""),
+    ]
+    if completion.waited_seconds >= 0.01:
+        parts.append(f"waited {completion.waited_seconds:.2f} s")
+    return ", ".join(parts)

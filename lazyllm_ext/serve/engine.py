@@ -1,4 +1,4 @@
-"""One request on the model: prompt in, pieces of text and an answer out, by `model.generate`."""
+"""One request on the model: prompt in, pieces of text and a completion out, by `model.generate`."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from transformers.generation.stopping_criteria import StoppingCriteria, Stopping
 
 from lazyllm_ext.hf import Lazy, Report
 
+from .detokenizer import Detokenizer
 from .errors import ApiError, expected
-from .store import CacheStore
-from .text import Text
+from .prefix_caches import PrefixCaches
 
 # Below it sampling takes the likeliest token, and dividing by it would leave the range of numbers.
 _LEAST_TEMPERATURE = 1e-4
 
 
-class Left(Exception):
+class ClientLeft(Exception):
     """Nobody waits for the answer any more."""
 
 
@@ -38,24 +38,24 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Asked:
+class GenerationRequest:
     """A request that fits the model.
 
     Attributes:
         tokens: of the prompt.
         max_tokens: the most that follow.
         sampling: how they are chosen.
-        goes_on: whether the answer's text goes on from the prompt's, as a chat's does not.
+        continues_text: whether the answer's text goes on from the prompt's, as a chat's does not.
     """
 
     tokens: list[int]
     max_tokens: int
     sampling: Sampling
-    goes_on: bool
+    continues_text: bool
 
 
 @dataclass(frozen=True)
-class Answer:
+class Completion:
     """What a generation gave.
 
     Attributes:
@@ -64,7 +64,7 @@ class Answer:
         prompt_tokens: of the whole prompt.
         cached_tokens: those of them that a cache held.
         new_tokens: generated ones, the one that ended it included.
-        waited_seconds: in line.
+        waited_seconds: in the queue.
         ttft_seconds: from the beginning of the generation to its first token.
         tokens_per_second: of the tokens after the first; None for a single one.
         report: what LazyLLM computed.
@@ -84,7 +84,7 @@ class Answer:
 class Engine:
     """A model with LazyLLM, its tokenizer, and the caches of its conversations.
 
-    `ask_*` may be called by several threads, `answer` by one at a time.
+    `*_request` may be called by several threads, `generate` by one at a time.
 
     Args:
         lazy: what `lazyllm_ext.apply` gave.
@@ -95,14 +95,14 @@ class Engine:
 
     def __init__(self, lazy: Lazy, tokenizer: Any, *, max_tokens: int, cache_bytes: int):
         self.lazy, self.tokenizer, self._max_tokens = lazy, tokenizer, max_tokens
-        self.store = CacheStore(cache_bytes)
+        self.caches = PrefixCaches(cache_bytes)
         config = lazy.model.config.get_text_config()
         self._context: int | None = getattr(config, "max_position_embeddings", None)
         self._vocabulary: int = lazy.model.get_input_embeddings().num_embeddings
         # Encoding sets a fast tokenizer's truncation, which two threads must not do at once.
         self._encoding = Lock()
 
-    def ask_chat(self, messages: list[dict[str, str]], sampling: Sampling) -> Asked:
+    def chat_request(self, messages: list[dict[str, str]], sampling: Sampling) -> GenerationRequest:
         """A chat as the model's template writes it.
 
         Raises:
@@ -126,9 +126,9 @@ class Engine:
                     f"messages: the model's chat template refuses them: {error}", "messages"
                 ) from error
             tokens = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return self._ask("messages", tokens, sampling, goes_on=False)
+        return self._request("messages", tokens, sampling, continues_text=False)
 
-    def ask_completion(self, prompt: str | list[int], sampling: Sampling) -> Asked:
+    def completion_request(self, prompt: str | list[int], sampling: Sampling) -> GenerationRequest:
         """A prompt as it is: text, or tokens.
 
         Raises:
@@ -138,73 +138,80 @@ class Engine:
             wrong = [token for token in prompt if not 0 <= token < self._vocabulary]
             if wrong:
                 raise expected("prompt", f"tokens from 0 to {self._vocabulary - 1}", wrong[0])
-            return self._ask("prompt", prompt, sampling, goes_on=True)
+            return self._request("prompt", prompt, sampling, continues_text=True)
         with self._encoding:
             tokens = self.tokenizer(prompt)["input_ids"]
-        return self._ask("prompt", tokens, sampling, goes_on=True)
+        return self._request("prompt", tokens, sampling, continues_text=True)
 
-    def _ask(self, name: str, tokens: list[int], sampling: Sampling, goes_on: bool) -> Asked:
+    def _request(
+        self, name: str, tokens: list[int], sampling: Sampling, continues_text: bool
+    ) -> GenerationRequest:
         if not tokens:
             raise ApiError(f"{name}: expected at least one token, got none", name)
         wanted = sampling.max_tokens
-        if self._context is None:
-            return Asked(tokens, wanted or self._max_tokens, sampling, goes_on)
-        room = self._context - len(tokens)
-        if room < (wanted or 1):
-            answer = f"an answer of up to {wanted}" if wanted else "no room for an answer"
-            raise ApiError(
-                f"{name}: expected at most {self._context} tokens, the model's context, with the "
-                f"answer; got {len(tokens)} and {answer}",
-                name,
-                code="context_length_exceeded",
-            )
-        return Asked(tokens, wanted or min(self._max_tokens, room), sampling, goes_on)
+        max_tokens = wanted or self._max_tokens
+        if self._context is not None:
+            room = self._context - len(tokens)
+            if room < (wanted or 1):
+                answer = f"an answer of up to {wanted}" if wanted else "no room for an answer"
+                raise ApiError(
+                    f"{name}: expected at most {self._context} tokens, the model's context, with "
+                    f"the answer; got {len(tokens)} and {answer}",
+                    name,
+                    code="context_length_exceeded",
+                )
+            max_tokens = min(max_tokens, room)
+        return GenerationRequest(tokens, max_tokens, sampling, continues_text)
 
-    def answer(
-        self, asked: Asked, emit: Callable[[str], object], left: Event, waited: float = 0.0
-    ) -> Answer:
+    def generate(
+        self,
+        request: GenerationRequest,
+        emit: Callable[[str], object],
+        left: Event,
+        waited: float = 0.0,
+    ) -> Completion:
         """Generate; `emit` is called with each piece of the text.
 
         The cache is kept for the next turn, also where the client left during decoding.
 
         Raises:
-            Left: `left` was set before the answer was complete.
+            ClientLeft: `left` was set before the text was complete.
         """
         if left.is_set():
-            raise Left
-        held_before = self.store.take(asked.tokens)
+            raise ClientLeft
+        held_before = self.caches.take(request.tokens)
         cache = held_before or self.lazy.new_cache()
-        before = asked.tokens[-1:] if asked.goes_on else ()
-        text = Text(self.tokenizer, asked.sampling.stop, before)
-        watch = _Watch(text, emit, left, self._ends())
+        before = request.tokens[-1:] if request.continues_text else ()
+        detokenizer = Detokenizer(self.tokenizer, request.sampling.stop, before)
+        watch = _TokenWatch(detokenizer, emit, left, self._ends())
 
         def layer_done(progress: object) -> None:
             if left.is_set():
-                raise Left
+                raise ClientLeft
 
-        prompt = torch.tensor([asked.tokens], device=self.lazy.model.device)
+        prompt = torch.tensor([request.tokens], device=self.lazy.model.device)
         sequences: Tensor = self.lazy.model.generate(
             prompt,
             attention_mask=torch.ones_like(prompt),
             past_key_values=cache,
-            max_new_tokens=asked.max_tokens,
+            max_new_tokens=request.max_tokens,
             stopping_criteria=StoppingCriteriaList([watch]),
             # A conversation's cache would be lost in the middle of a prefill: its turn, which is
             # short, goes on to the first token instead.
             lazy_progress=None if held_before else layer_done,
             pad_token_id=self._pad(),
-            **_choice(asked.sampling),
+            **_generate_options(request.sampling),
         )
         held = sequences[0, : cache.get_seq_length()].tolist()  # not the last token: none followed
-        self.store.put(held, len(asked.tokens), cache)
+        self.caches.put(held, len(request.tokens), cache)
         if left.is_set():
-            raise Left
+            raise ClientLeft
         watch.end()
         report = cache.report()
-        return Answer(
+        return Completion(
             text="".join(watch.pieces),
             finish_reason=watch.finish_reason,
-            prompt_tokens=len(asked.tokens),
+            prompt_tokens=len(request.tokens),
             cached_tokens=report.cached_tokens,
             new_tokens=len(watch.times),
             waited_seconds=waited,
@@ -223,14 +230,20 @@ class Engine:
         return self.tokenizer.eos_token_id if pad is None else pad
 
 
-class _Watch(StoppingCriteria):
+class _TokenWatch(StoppingCriteria):
     """Sees every token: hands on its text, and ends the generation.
 
     No streamer: some versions of transformers ask the criteria before they tell the streamer.
     """
 
-    def __init__(self, text: Text, emit: Callable[[str], object], left: Event, ends: set[int]):
-        self._text, self._emit, self._left, self._ends = text, emit, left, ends
+    def __init__(
+        self,
+        detokenizer: Detokenizer,
+        emit: Callable[[str], object],
+        left: Event,
+        ends: set[int],
+    ):
+        self._detokenizer, self._emit, self._left, self._ends = detokenizer, emit, left, ends
         self._started = perf_counter()
         self.times: list[float] = []  # of each token, seconds since the beginning
         self.pieces: list[str] = []
@@ -241,13 +254,13 @@ class _Watch(StoppingCriteria):
         self.times.append(perf_counter() - self._started)
         self._ended = token in self._ends
         if not self._ended:
-            self._hand_on(self._text.add(token))
-        stop = self._text.stopped or self._left.is_set()
+            self._hand_on(self._detokenizer.add(token))
+        stop = self._detokenizer.stopped or self._left.is_set()
         return torch.full((1,), stop, dtype=torch.bool, device=input_ids.device)
 
     def end(self) -> None:
         """No more tokens come."""
-        self._hand_on(self._text.end())
+        self._hand_on(self._detokenizer.end())
 
     def _hand_on(self, piece: str) -> None:
         if piece:
@@ -256,7 +269,7 @@ class _Watch(StoppingCriteria):
 
     @property
     def finish_reason(self) -> str:
-        return "stop" if self._ended or self._text.stopped else "length"
+        return "stop" if self._ended or self._detokenizer.stopped else "length"
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -264,8 +277,8 @@ class _Watch(StoppingCriteria):
         return (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else None
 
 
-def _choice(sampling: Sampling) -> dict[str, Any]:
-    """Arguments of generate: OpenAI's, and nothing of the model's own that OpenAI does not have."""
+def _generate_options(sampling: Sampling) -> dict[str, Any]:
+    """What `model.generate` takes: OpenAI's, and nothing of the model's own that OpenAI lacks."""
     if sampling.temperature < _LEAST_TEMPERATURE:
         return {"do_sample": False}
     if sampling.seed is None:

@@ -6,7 +6,7 @@ import time
 from typing import Any
 from uuid import uuid4
 
-from .engine import Answer
+from .engine import Completion
 
 
 class Shape:
@@ -29,7 +29,7 @@ class Shape:
             "model": model,
         }
 
-    def whole(self, answer: Answer) -> dict[str, Any]:
+    def whole(self, answer: Completion) -> dict[str, Any]:
         """The response that is not streamed."""
         if self._chat:
             said: dict[str, Any] = {"message": {"role": "assistant", "content": answer.text}}
@@ -51,7 +51,7 @@ class Shape:
         """The chunk of a piece of the text."""
         return self._chunk({"content": text} if self._chat else text)
 
-    def last(self, answer: Answer) -> list[dict[str, Any]]:
+    def last(self, answer: Completion) -> list[dict[str, Any]]:
         """Chunks after the text: why it ended, and what it took."""
         end = self._chunk({} if self._chat else "", answer.finish_reason)
         if not self._include_usage:
@@ -73,7 +73,7 @@ def _choice(said: dict[str, Any], finish_reason: str | None) -> dict[str, Any]:
     return {"index": 0, **said, "logprobs": None, "finish_reason": finish_reason}
 
 
-def _usage(answer: Answer) -> dict[str, Any]:
+def _usage(answer: Completion) -> dict[str, Any]:
     return {
         "prompt_tokens": answer.prompt_tokens,
         "completion_tokens": answer.new_tokens,
@@ -83,7 +83,7 @@ def _usage(answer: Answer) -> dict[str, Any]:
     }
 
 
-def _lazyllm(answer: Answer) -> dict[str, Any]:
+def _lazyllm(answer: Completion) -> dict[str, Any]:
     """What was computed; names and meanings are those of `lazyllm_ext.hf.Report`, but for times."""
     report = answer.report
     return {

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from lazyllm_ext import LazyDecoder, export
 from lazyllm_ext.export.compiled import trace
-from lazyllm_ext.export.program import Program, Step
-from lazyllm_ext.export.script import detached
+from lazyllm_ext.export.program import Program
+from lazyllm_ext.export.step import DecodingStep
+from lazyllm_ext.export.writing import detached
 
 from .conftest import SCHEDULES, answers
 from .test_loading import replaced
@@ -52,7 +53,7 @@ def test_torch_export(name: str) -> None:
     """The same logits and revivals, with every operator of the eager step in the graph."""
     decoder = _bounded(name)
     exported = trace(decoder, MAX_TOKENS)
-    expected, revived = _decoded(decoder, Step(decoder), 40)
+    expected, revived = _decoded(decoder, DecodingStep(decoder), 40)
     got, revived_too = _decoded(decoder, exported.module(), 40)
     torch.testing.assert_close(got, expected, atol=2e-5, rtol=0)
     assert revived_too == revived
@@ -75,8 +76,8 @@ def test_torch_compile(name: str) -> None:
     decoder = _bounded(name)
     torch._dynamo.reset()
     counter = CompileCounter()
-    compiled = torch.compile(Step(decoder).eval(), backend=counter, fullgraph=True)
-    expected, revived = _decoded(decoder, Step(decoder), 64)
+    compiled = torch.compile(DecodingStep(decoder).eval(), backend=counter, fullgraph=True)
+    expected, revived = _decoded(decoder, DecodingStep(decoder), 64)
     got, revived_too = _decoded(decoder, compiled, 64)
     torch.testing.assert_close(got, expected, atol=2e-5, rtol=0)
     assert revived_too == revived

@@ -13,16 +13,16 @@ import openai
 import pytest
 import torch
 from cli.conftest import folder, run
-from hf.conftest import REAL_MODELS
+from hf.conftest import REAL_MODELS, one_thread
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lazyllm_ext
 from lazyllm_ext.cli.serve import listen, make_server
-from lazyllm_ext.serve import CacheStore, Engine
+from lazyllm_ext.serve import Engine, PrefixCaches
 from lazyllm_ext.serve.app import Settings, make_app
 
-__all__ = ["folder", "run"]  # fixtures
+__all__ = ["folder", "one_thread", "run"]  # fixtures
 
 collect_ignore = [] if "smollm2" in REAL_MODELS else ["test_real.py"]
 
@@ -43,14 +43,6 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<a>{% endif %}"
 )
 STORY = "The quick brown fox jumps over the lazy dog, and the dog sleeps on. "
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @dataclass
@@ -167,7 +159,7 @@ def _dense(folder: Path) -> Iterator[Served]:
 
 
 def _fresh(served: Served) -> Served:
-    served.engine.store = CacheStore(BUDGET)
+    served.engine.caches = PrefixCaches(BUDGET)
     served.log.clear()
     return served
 

@@ -163,7 +163,7 @@ def test_models_and_health(served: Served) -> None:
     assert eventually(lambda: httpx.get(f"{served.url}/health").json()["requests"] == 0)
     health = httpx.get(f"{served.url}/health").json()
     assert health["status"] == "ok"
-    assert health["cache_bytes"] == served.engine.store.nbytes > 0
+    assert health["cache_bytes"] == served.engine.caches.nbytes > 0
 
 
 def test_a_line_of_log_for_each_request(served: Served) -> None:

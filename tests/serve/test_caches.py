@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from lazyllm_ext.serve import CacheStore
+from lazyllm_ext.serve import PrefixCaches
 
 from .conftest import STORY, Served, assistant, user
 
@@ -39,7 +39,7 @@ def test_a_further_turn_is_generate_with_the_continued_cache(served: Served) -> 
         assert response.lazyllm["tokens_per_stage"] == cache.report().tokens_per_stage
         messages += [assistant(said(response)), user(f"And then, number {turn}?")]
     assert cached(responses[2]) > cached(responses[1]) > len(STORY) * 3
-    assert len(served.engine.store) == 1  # one conversation, one cache
+    assert len(served.engine.caches) == 1  # one conversation, one cache
 
 
 def test_a_further_turn_is_what_no_cache_gives_where_nothing_is_dropped(dense: Served) -> None:
@@ -73,14 +73,14 @@ def test_an_edited_prompt_is_read_anew(served: Served) -> None:
     again = served.chat(edited)
     assert cached(again) == 0
     assert said(again) == served.answer(served.chat_tokens(edited))
-    assert len(served.engine.store) == 2
+    assert len(served.engine.caches) == 2
 
 
 def test_the_same_request_twice_gives_the_same(served: Served) -> None:
     first, second = served.chat([user(STORY)]), served.chat([user(STORY)])
     assert said(first) == said(second)
     assert cached(second) == 0
-    assert len(served.engine.store) == 1
+    assert len(served.engine.caches) == 1
 
 
 def test_completions_go_on_too(served: Served) -> None:
@@ -96,11 +96,11 @@ def test_completions_go_on_too(served: Served) -> None:
 def test_the_least_recently_used_goes_first(served: Served) -> None:
     chats = [[user(f"{letter}: {STORY}")] for letter in "abc"]
     answers = [said(served.chat(chat)) for chat in chats[:1]]
-    one = served.engine.store.nbytes
-    served.engine.store.budget = int(2.5 * one)
+    one = served.engine.caches.nbytes
+    served.engine.caches.budget = int(2.5 * one)
     answers += [said(served.chat(chat)) for chat in chats[1:]]
-    assert len(served.engine.store) == 2
-    assert served.engine.store.nbytes <= served.engine.store.budget
+    assert len(served.engine.caches) == 2
+    assert served.engine.caches.nbytes <= served.engine.caches.budget
 
     def go_on(number: int) -> int:
         more = [assistant(answers[number]), user("?")]
@@ -113,21 +113,21 @@ def test_the_least_recently_used_goes_first(served: Served) -> None:
 
 def test_a_cache_larger_than_the_budget_is_not_kept(served: Served) -> None:
     served.chat([user(STORY)])
-    small = served.engine.store.nbytes
-    served.engine.store.budget = int(1.5 * small)
+    small = served.engine.caches.nbytes
+    served.engine.caches.budget = int(1.5 * small)
     served.chat([user(STORY * 10)])
-    assert served.engine.store.nbytes == small  # and nothing made room for it
+    assert served.engine.caches.nbytes == small  # and nothing made room for it
 
 
 def test_no_budget_no_caches(served: Served) -> None:
-    served.engine.store.budget = 0
-    served.engine.store = CacheStore(0)
+    served.engine.caches.budget = 0
+    served.engine.caches = PrefixCaches(0)
     assert [cached(response) for response in turns(served, 2)] == [0, 0]
-    assert len(served.engine.store) == 0
+    assert len(served.engine.caches) == 0
 
 
 def test_the_longest_beginning_wins(served: Served) -> None:
-    lazy, store = served.engine.lazy, CacheStore(1 << 30)
+    lazy, store = served.engine.lazy, PrefixCaches(1 << 30)
     for length in (8, 24, 16):
         cache = lazy.new_cache()
         served.generate(list(range(3, 3 + length)), cache, max_new_tokens=1)

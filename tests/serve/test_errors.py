@@ -15,7 +15,7 @@ import httpx
 import openai
 import pytest
 
-from lazyllm_ext.serve.engine import Left, Sampling
+from lazyllm_ext.serve.engine import ClientLeft, Sampling
 
 from .conftest import (
     CONTEXT,
@@ -161,14 +161,14 @@ def test_a_fault_of_the_server(served: Served, monkeypatch: pytest.MonkeyPatch) 
     assert served.chat([user("Hi")]).usage.completion_tokens == 12  # it goes on
 
 
-def test_a_full_line(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    gate, answer = threading.Event(), served.engine.answer
+def test_a_full_queue(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, answer = threading.Event(), served.engine.generate
 
     def gated(*args: Any) -> Any:
         assert gate.wait(30)
         return answer(*args)
 
-    monkeypatch.setattr(served.engine, "answer", gated)
+    monkeypatch.setattr(served.engine, "generate", gated)
     expected = served.answer(served.chat_tokens([user(STORY)]))
     with ThreadPoolExecutor(1 + MAX_QUEUE) as pool:
         asked = [pool.submit(served.chat, [user(STORY)]) for _ in range(1 + MAX_QUEUE)]
@@ -186,14 +186,14 @@ def test_a_full_line(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_more_are_read_than_may_wait(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    gate, ask, asked = threading.Event(), served.engine.ask_chat, []
+    gate, ask, asked = threading.Event(), served.engine.chat_request, []
 
     def gated(*args: Any) -> Any:
         asked.append(args)
         assert gate.wait(30)
         return ask(*args)
 
-    monkeypatch.setattr(served.engine, "ask_chat", gated)
+    monkeypatch.setattr(served.engine, "chat_request", gated)
     with ThreadPoolExecutor(1 + MAX_QUEUE) as pool:
         first = [pool.submit(served.chat, [user(STORY)]) for _ in range(1 + MAX_QUEUE)]
         try:
@@ -235,7 +235,7 @@ def test_a_client_that_leaves_a_stream_stops_it(served: Served) -> None:
     assert eventually(lambda: _left(served))
     assert "the client left" in served.log
     # What was computed is kept, and is far from 3000 tokens.
-    (entry,) = served.engine.store._entries
+    (entry,) = served.engine.caches._entries
     assert len(STORY) < len(entry.tokens) < 1500
 
 
@@ -246,7 +246,7 @@ def test_a_client_that_leaves_a_whole_answer_stops_it(served: Served) -> None:
         )
     assert eventually(lambda: _left(served))
     assert "the client left" in served.log
-    assert all(len(entry.tokens) < 1500 for entry in served.engine.store._entries)
+    assert all(len(entry.tokens) < 1500 for entry in served.engine.caches._entries)
 
 
 class _LeavesLater(threading.Event):
@@ -261,12 +261,12 @@ class _LeavesLater(threading.Event):
 
 def test_a_client_that_leaves_during_the_prefill(served: Served) -> None:
     engine, left, pieces = served.engine, _LeavesLater(), []
-    asked = engine.ask_completion(STORY, Sampling(3000, 0.0, 1.0, None, ()))
-    with pytest.raises(Left):
-        engine.answer(asked, pieces.append, left)
+    asked = engine.completion_request(STORY, Sampling(3000, 0.0, 1.0, None, ()))
+    with pytest.raises(ClientLeft):
+        engine.generate(asked, pieces.append, left)
     assert left.looks == 2  # before the prefill, and after its first layer
     assert pieces == []
-    assert len(engine.store) == 0  # a cache of half the layers is of no use
+    assert len(engine.caches) == 0  # a cache of half the layers is of no use
     expected = served.answer(asked.tokens)
     assert served.complete(STORY).choices[0].text == expected
 
@@ -277,12 +277,12 @@ def test_a_client_that_leaves_a_further_turn_loses_no_cache(
 ) -> None:
     engine, left = served.engine, when()
     served.complete(STORY, max_tokens=3)
-    (before,) = engine.store._entries
-    asked = engine.ask_completion([*before.tokens, 70, 71], Sampling(50, 0.0, 1.0, None, ()))
+    (before,) = engine.caches._entries
+    asked = engine.completion_request([*before.tokens, 70, 71], Sampling(50, 0.0, 1.0, None, ()))
     left.set()
-    with pytest.raises(Left):
-        engine.answer(asked, lambda piece: None, left)
-    (after,) = engine.store._entries
+    with pytest.raises(ClientLeft):
+        engine.generate(asked, lambda piece: None, left)
+    (after,) = engine.caches._entries
     assert after.tokens[: len(before.tokens)] == before.tokens
     assert len(after.tokens) <= len(asked.tokens) + 1
 
@@ -302,15 +302,15 @@ def test_names_in_errors_are_ascii(served: Served) -> None:
         assert message.isprintable()
 
 
-def test_a_client_that_leaves_the_line(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    gate, answer, asked = threading.Event(), served.engine.answer, []
+def test_a_client_that_leaves_the_queue(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, answer, asked = threading.Event(), served.engine.generate, []
 
     def gated(*args: Any) -> Any:
         asked.append(args[0])
         assert gate.wait(30)
         return answer(*args)
 
-    monkeypatch.setattr(served.engine, "answer", gated)
+    monkeypatch.setattr(served.engine, "generate", gated)
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(served.chat, [user(STORY)])
         assert eventually(lambda: len(asked) == 1)

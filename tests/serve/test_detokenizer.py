@@ -11,7 +11,7 @@ from hypothesis import strategies as some
 from tokenizers import Tokenizer, decoders, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from lazyllm_ext.serve.text import Text
+from lazyllm_ext.serve.detokenizer import Detokenizer
 
 # Single bytes: letters that stop strings are made of, and parts of longer characters.
 _BYTES = "abc é€🙂\u00a0\ufffd".encode() + b"\xff\x80"
@@ -38,7 +38,7 @@ def expected(text: str, stops: list[str]) -> tuple[str, bool]:
 def test_any_bytes(tokenizer: Any, given_bytes: list[int], stops: list[str]) -> None:
     table = tokenizer.backend_tokenizer
     tokens = [_token(table, byte) for byte in given_bytes]
-    text, pieces = Text(tokenizer, stops), []
+    text, pieces = Detokenizer(tokenizer, stops), []
     for token in tokens:
         pieces.append(text.add(token))
         if text.stopped:
@@ -57,13 +57,13 @@ def _token(table: Any, byte: int) -> int:
 
 
 def test_characters_come_whole(tokenizer: Any) -> None:
-    table, text = tokenizer.backend_tokenizer, Text(tokenizer, ())
+    table, text = tokenizer.backend_tokenizer, Detokenizer(tokenizer, ())
     pieces = [text.add(_token(table, byte)) for byte in "é€".encode()]
     assert pieces == ["", "é", "", "", "€"]
 
 
 def test_special_tokens_have_no_text(tokenizer: Any) -> None:
-    text = Text(tokenizer, ("ab",))
+    text = Detokenizer(tokenizer, ("ab",))
     tokens = [tokenizer.bos_token_id, *tokenizer("xa")["input_ids"], tokenizer.pad_token_id]
     assert [text.add(token) for token in tokens] == ["", "x", "", ""]
     assert text.end() == "a"
@@ -92,7 +92,7 @@ def test_stops_that_name_special_tokens(
     shown: str,
     stopped: bool,
 ) -> None:
-    text, got = Text(tokenizer, (*others, stop)), ""
+    text, got = Detokenizer(tokenizer, (*others, stop)), ""
     for token in (token for word in words for token in _tokens(tokenizer, word)):
         if not text.stopped:
             got += text.add(token)
@@ -131,7 +131,46 @@ def with_spaces() -> Any:
 def test_the_first_space_depends_on_what_is_before(
     with_spaces: Any, before: list[int], shown: str
 ) -> None:
-    text = Text(with_spaces, (), before)
+    text = Detokenizer(with_spaces, (), before)
     assert "".join(map(text.add, [1, 2, 4, 5])) + text.end() == shown
     whole = with_spaces.decode([*before, 1, 2, 4, 5], skip_special_tokens=True)
     assert with_spaces.decode(before, skip_special_tokens=True) + shown == whole
+
+
+@pytest.fixture(scope="module")
+def with_bytes() -> Any:
+    """As Llama 2 has it: what has no token of its own, a line break among it, comes as bytes."""
+    words = [*(f"<0x{byte:02X}>" for byte in range(256)), "b", "▁word"]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    table = Tokenizer(models.BPE(vocabulary, [], byte_fallback=True))
+    table.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=table)
+
+
+@pytest.mark.parametrize(
+    "tokens,pieces,rest",
+    [
+        ([10, *"🙂".encode(), 256], ["\n", "", "", "", "🙂", "b"], ""),
+        # What tokenizers' own DecodeStream cannot do: it raises where bytes turn out to be no
+        # character and others stand before them, and has no text for an unfinished end.
+        ([10, 0xF0, 0x9F, 257], ["\n", "", "", "\ufffd\ufffd word"], ""),
+        ([*"é".encode(), 0xC3, 256], ["", "é", "", "\ufffdb"], ""),
+        ([256, 0xF0, 0x9F], ["b", "", ""], "\ufffd\ufffd"),
+    ],
+)
+def test_tokens_of_bytes(with_bytes: Any, tokens: list[int], pieces: list[str], rest: str) -> None:
+    text = Detokenizer(with_bytes, ())
+    assert [text.add(token) for token in tokens] == pieces
+    assert text.end() == rest
+
+
+def test_a_prompt_that_ends_within_a_character(tokenizer: Any, with_bytes: Any) -> None:
+    """Its end is the prompt's, and what follows is the completion's."""
+    table = tokenizer.backend_tokenizer
+    first, second, letter = (_token(table, byte) for byte in "éb".encode())
+    for words, tokens in ((tokenizer, (first, second, letter)), (with_bytes, (*"é".encode(), 256))):
+        text = Detokenizer(words, (), tokens[:1])
+        assert [text.add(token) for token in tokens[1:]] == ["", "b"]
+        assert text.end() == ""

@@ -1,4 +1,4 @@
-"""Caches of finished conversations, for the turns that go on from them."""
+"""Prefix caches: those of finished conversations, for the turns that go on from them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class _Entry:
     nbytes: int
 
 
-class CacheStore:
-    """The least recently used cache goes first where the bytes of all exceed a budget.
+class PrefixCaches:
+    """Caches by the tokens that they hold; past a budget of bytes the least recently used goes.
 
     A cache is in one place only: `take` hands it over, and `put` brings it back when it has grown.
 

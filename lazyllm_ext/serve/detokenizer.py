@@ -1,17 +1,23 @@
-"""Tokens -> text, piece by piece, up to a stop string."""
+"""Tokens -> text, piece by piece, up to a stop string: incremental detokenization."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+_UNFINISHED = "\ufffd"  # what bytes of a character read as that is not complete, or none at all
 
-class Text:
+
+class Detokenizer:
     """The text of an answer as its tokens come.
 
     What is handed out is never taken back: a character of which only some bytes have come, and what
     may be the beginning of a stop string, waits. Special tokens have no text, but stop strings may
     name them.
+
+    Not `tokenizers.decoders.DecodeStream`, which decodes in the same way: it loses a character that
+    is unfinished when the tokens end, and raises in the middle where byte tokens, as Llama 2 and
+    Gemma have them, turn out to be no character. Tokenizers without a fast one have none.
 
     Args:
         tokenizer: of the model.
@@ -38,7 +44,7 @@ class Text:
         self._tokens.append(token)
         mark = self._marks.get(token, "")
         new = self._new()
-        if new.endswith("\ufffd") and not mark:  # bytes of a character are missing
+        if new.endswith(_UNFINISHED) and not mark:
             return ""
         if new:
             self._begin, self._end = self._end, len(self._tokens)
@@ -54,8 +60,13 @@ class Text:
         return released + self._shown(rest)
 
     def _new(self) -> str:
+        """The text of the tokens that have not been read."""
         before = self._decode(self._tokens[self._begin : self._end])
-        return self._decode(self._tokens[self._begin :])[len(before) :]
+        text = self._decode(self._tokens[self._begin :])
+        if text.startswith(before) or before.endswith(_UNFINISHED):
+            return text[len(before) :]
+        # Bytes that are no character, which change how the bytes before them read.
+        return self._decode(self._tokens[self._end :])
 
     def _decode(self, tokens: list[int]) -> str:
         decoded = self._tokenizer.decode(

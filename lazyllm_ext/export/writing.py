@@ -1,4 +1,4 @@
-"""A model as one TorchScript file, which needs torch and the operator library and nothing else."""
+"""A model becomes one file, which needs torch and the operator library and nothing else."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from lazyllm_ext.decoder import LazyDecoder
 from lazyllm_ext.schedule import PruningSchedule
 from lazyllm_ext.version import __version__
 
-from .description import DESCRIPTION, SCHEDULE, TOKENIZER, Description, weights_sha256
-from .jit import quiet
+from . import jit
+from .description import COMPILED, DESCRIPTION, SCHEDULE, TOKENIZER, Description, weights_sha256
 from .program import Program
 from .tokenizer import check_tokenizer, tokenizer_json
 
@@ -58,16 +58,67 @@ def torchscript(
         TypeError: `model` is not a transformers model.
         ValueError: a model, module, schedule, tokenizer or path that cannot be exported, and why.
     """
-    path, schedule, decoder = prepare(model, schedule, path, say)
-    description, files = describe("torchscript", model, schedule, decoder, tokenizer)
+    path, schedule, decoder = _prepare(model, schedule, path, say)
+    description, files = _describe("torchscript", model, schedule, decoder, tokenizer)
     program = Program(
         decoder, description.vocab_size, description.max_tokens, description.eos_token_ids
     )
-    write(program, path, files, say)
+    _write(program, path, files, say)
     return description
 
 
-def prepare(
+def aoti(
+    model: Any,
+    schedule: Any,
+    path: str | os.PathLike[str],
+    *,
+    tokenizer: Any = None,
+    max_tokens: int = 4096,
+    say: Say = lambda stage: None,
+) -> Description:
+    """Write a model as `torchscript` does, with its decoding step compiled by AOTInductor.
+
+    The TorchScript `Program` reads prompts and further turns, whose shapes depend on the data. The
+    decoding step has fixed shapes when revival is bounded: it is traced from the same loop by
+    torch.export and compiled for this machine's kind of processor. It goes into the file as
+    `decode.pt2`, without weights: it uses those of the program.
+
+    Args:
+        model, schedule, path, tokenizer, say: as of `torchscript`. The schedule bounds revival,
+            with `max_revive`, unless it has no boundary.
+        max_tokens: longest context of the compiled step, in tokens; past it the program decodes.
+
+    Raises:
+        TypeError, ValueError: as `torchscript`; and for a schedule without `max_revive`, or where
+            there is no C++ compiler.
+    """
+    path, schedule, decoder = _prepare(model, schedule, path, say)
+    if decoder.boundaries and not decoder.bounded:
+        raise ValueError(
+            "schedule: expected max_revive, a bound of revived tokens per step, since the compiled "
+            "step has fixed shapes; got none"
+        )
+    if max_tokens < 1:
+        raise ValueError(f"max_tokens: expected at least 1, got {max_tokens}")
+    description, files = _describe("aoti", model, schedule, decoder, tokenizer)
+    from .compiled import compile_step, trace  # seconds, which no refusal need take
+
+    say("tracing the decoding step")
+    exported = trace(decoder, max_tokens)
+    say("compiling the decoding step")
+    package = compile_step(exported)
+    program = Program(
+        decoder,
+        description.vocab_size,
+        description.max_tokens,
+        description.eos_token_ids,
+        max_tokens,
+    )
+    _write(program, path, {**files, COMPILED: package}, say)
+    return description
+
+
+def _prepare(
     model: Any, schedule: Any, path: str | os.PathLike[str], say: Say
 ) -> tuple[Path, PruningSchedule, LazyDecoder]:
     """The arguments of an export, checked, and the decoder that is exported."""
@@ -78,22 +129,21 @@ def prepare(
         kind = "a folder" if path.is_dir() else "a device"
         raise ValueError(f"path: expected a file, got {kind}: {path}")
     weights = {id(p): p.nbytes for p in getattr(model, "parameters", list)()}
-    check_room(path, sum(weights.values()))
+    _check_room(path, sum(weights.values()))
     say("describing the model")
     schedule = PruningSchedule.load(schedule)
     return path, schedule, detached(LazyDecoder.from_model(model, schedule, export=True))
 
 
-def write(program: Program, path: Path, files: dict[str, Any], say: Say) -> None:
+def _write(program: Program, path: Path, files: dict[str, Any], say: Say) -> None:
     """Script the program and write it, with these files (text or bytes) in it."""
     say("compiling the program")
-    with quiet():
-        scripted = torch.jit.script(program)
+    scripted = jit.script(program)
     say("writing")
     tensors = [*program.parameters(), *program.buffers()]
-    check_room(path, sum(each.nbytes for each in tensors) + sum(map(len, files.values())))
-    with replacing(path) as scratch, quiet():
-        torch.jit.save(scripted, scratch, _extra_files=files)
+    _check_room(path, sum(each.nbytes for each in tensors) + sum(map(len, files.values())))
+    with _replacing(path) as scratch:
+        jit.save(scripted, scratch, files)
 
 
 def detached(decoder: LazyDecoder) -> LazyDecoder:
@@ -102,7 +152,7 @@ def detached(decoder: LazyDecoder) -> LazyDecoder:
     return copy.deepcopy(decoder, shared)
 
 
-def describe(
+def _describe(
     kind: str, model: Any, schedule: PruningSchedule, decoder: LazyDecoder, tokenizer: Any
 ) -> tuple[Description, dict[str, str]]:
     """The description of an export, and the text files that go into it, by name."""
@@ -137,7 +187,7 @@ def describe(
     return description, files
 
 
-def check_room(path: Path, nbytes: int) -> None:
+def _check_room(path: Path, nbytes: int) -> None:
     """Whether a file with so many bytes of weights and other files can be written beside `path`.
 
     Asked first, since torch's writer (2.13) ends the process where there is no room.
@@ -155,7 +205,7 @@ def check_room(path: Path, nbytes: int) -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[str]:
+def _replacing(path: Path) -> Iterator[str]:
     """A scratch file beside `path` that becomes it when all went well, and vanishes otherwise."""
     try:
         with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
