@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from . import checks
+from .calling import call
 
 __all__ = ["decoder_layer_"]
 
@@ -60,34 +60,8 @@ def decoder_layer_(
     Raises:
         TypeError, ValueError: an argument is wrong.
     """
-    checks.floats("decoder_layer_", hidden=hidden, key_store=key_store, value_store=value_store)
-    for place, weight in enumerate(weights):
-        checks.floats("decoder_layer_", **{f"weights[{place}]": weight})
-    for place, other in enumerate(optional):
-        if other is not None:
-            checks.floats("decoder_layer_", **{f"optional[{place}]": other})
-    checks.text("decoder_layer_", "activation", activation)
-    result: Tensor = checks.call(
-        "decoder_layer_",
-        hidden,
-        key_store,
-        value_store,
-        slots,
-        query_index,
-        query_offsets,
-        key_slots,
-        key_index,
-        key_offsets,
-        cos,
-        sin,
-        weights,
-        optional,
-        eps,
-        offset,
-        scale,
-        window,
-        softcap,
-        interleaved,
-        activation,
-    )
-    return result
+    return call(
+        "decoder_layer_", hidden, key_store, value_store, slots, query_index, query_offsets,
+        key_slots, key_index, key_offsets, cos, sin, weights, optional, eps, offset, scale, window,
+        softcap, interleaved, activation,
+    )  # fmt: skip

@@ -51,9 +51,7 @@ def token_importance(
     """
     num_heads = query.shape[1]
     importance = query.new_zeros(key_slots.shape[0], dtype=_math_dtype(query))
-    for rows, keys in _sequences(query_offsets, key_offsets):
-        rows = rows[query_index[rows] >= 0]
-        keys = keys[key_slots[keys] >= 0]
+    for rows, keys in _sequences(query_index, query_offsets, key_slots, key_offsets):
         logits = _logits(query[rows], key_store[key_slots[keys]], scale, softcap)  # [rows, H, keys]
         visible = key_index[keys] <= query_index[rows, None]  # [rows, keys]
         query_is_nan = query[rows].isnan().any(dim=-1, keepdim=True)  # [rows, H, 1]
@@ -163,9 +161,7 @@ def lazy_attention(
 ) -> Tensor:
     """Causal attention by token index over the stored keys of each sequence: [R, H, D]."""
     output = torch.zeros_like(query, memory_format=torch.contiguous_format)
-    for rows, keys in _sequences(query_offsets, key_offsets):
-        rows = rows[query_index[rows] >= 0]
-        keys = keys[key_slots[keys] >= 0]
+    for rows, keys in _sequences(query_index, query_offsets, key_slots, key_offsets):
         visible = key_index[keys] <= query_index[rows, None]  # [rows, keys]
         if window > 0:
             visible &= key_index[keys] > query_index[rows, None] - window
@@ -292,10 +288,13 @@ def _math_dtype(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
-def _sequences(query_offsets: Tensor, key_offsets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """The row numbers and the key numbers of one sequence after the other."""
+def _sequences(
+    query_index: Tensor, query_offsets: Tensor, key_slots: Tensor, key_offsets: Tensor
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The numbers of the rows and of the keys in use, of one sequence after the other."""
     for b in range(query_offsets.shape[0] - 1):
-        yield _members(query_offsets, b), _members(key_offsets, b)
+        rows, keys = _members(query_offsets, b), _members(key_offsets, b)
+        yield rows[query_index[rows] >= 0], keys[key_slots[keys] >= 0]
 
 
 def _members(offsets: Tensor, b: int) -> Tensor:

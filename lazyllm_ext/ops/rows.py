@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from . import checks
+from .calling import call
 
 __all__ = ["gated_activation", "linear", "rms_norm", "rotate"]
 
@@ -22,10 +22,7 @@ def gated_activation(gate: Tensor, up: Tensor, activation: str = "silu") -> Tens
     Raises:
         TypeError, ValueError: an argument is wrong.
     """
-    checks.floats("gated_activation", gate=gate, up=up)
-    checks.text("gated_activation", "activation", activation)
-    result: Tensor = checks.call("gated_activation", gate, up, activation)
-    return result
+    return call("gated_activation", gate, up, activation)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -42,9 +39,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Raises:
         TypeError, ValueError: an argument is wrong.
     """
-    checks.floats("linear", x=x, weight=weight, **({} if bias is None else {"bias": bias}))
-    result: Tensor = checks.call("linear", x, weight, bias)
-    return result
+    return call("linear", x, weight, bias)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6, offset: float = 0.0) -> Tensor:
@@ -64,11 +59,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6, offset: float = 0.0) 
     Raises:
         TypeError, ValueError: an argument is wrong.
     """
-    checks.floats("rms_norm", x=x, weight=weight)
-    checks.number("rms_norm", "eps", eps)
-    checks.number("rms_norm", "offset", offset)
-    result: Tensor = checks.call("rms_norm", x, weight, eps, offset)
-    return result
+    return call("rms_norm", x, weight, eps, offset)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Tensor:
@@ -90,7 +81,4 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Te
     Raises:
         TypeError, ValueError: an argument is wrong.
     """
-    checks.floats("rotate", x=x, cos=cos, sin=sin)
-    checks.boolean("rotate", "interleaved", interleaved)
-    result: Tensor = checks.call("rotate", x, cos, sin, interleaved)
-    return result
+    return call("rotate", x, cos, sin, interleaved)

@@ -40,17 +40,7 @@ def attention_arguments(
     num_heads, num_kv_heads = heads
     query_index, key_index = [], []
     for num_rows, num_keys in zip(rows, keys, strict=True):
-        tokens = first_key + max(num_keys * gaps, num_rows)
-        kept = torch.randperm(tokens - first_key, generator=generator)[:num_keys].sort().values
-        kept = kept + first_key
-        # Rows beyond the number of keys stand behind the last key.
-        mine = torch.cat([kept, tokens + torch.arange(max(0, num_rows - num_keys))])
-        if places == "anywhere":
-            mine = torch.arange(tokens)
-        if places in ("spread", "shuffled", "anywhere"):
-            mine = mine[torch.randperm(mine.numel(), generator=generator)[:num_rows]]
-            mine = mine if places == "shuffled" else mine.sort().values
-        mine = mine[:num_rows] if places == "first" else mine[mine.numel() - num_rows :]
+        mine, kept = _row_and_key_tokens(generator, num_rows, num_keys, places, gaps, first_key)
         query_index.append(with_unused(generator, mine, unused_rows))
         key_index.append(with_unused(generator, kept, unused_keys))
 
@@ -78,6 +68,24 @@ def attention_arguments(
     arguments["key_store"][~in_use] = NAN
     arguments["value_store"][~in_use] = NAN
     return arguments
+
+
+def _row_and_key_tokens(
+    generator: Generator, num_rows: int, num_keys: int, places: str, gaps: int, first_key: int
+) -> tuple[Tensor, Tensor]:
+    """The token indices of one sequence's rows and keys."""
+    tokens = first_key + max(num_keys * gaps, num_rows)
+    kept = torch.randperm(tokens - first_key, generator=generator)[:num_keys].sort().values
+    kept = kept + first_key
+    # Rows beyond the number of keys stand behind the last key.
+    mine = torch.cat([kept, tokens + torch.arange(max(0, num_rows - num_keys))])
+    if places == "anywhere":
+        mine = torch.arange(tokens)
+    if places in ("spread", "shuffled", "anywhere"):
+        mine = mine[torch.randperm(mine.numel(), generator=generator)[:num_rows]]
+        mine = mine if places == "shuffled" else mine.sort().values
+    mine = mine[:num_rows] if places == "first" else mine[mine.numel() - num_rows :]
+    return mine, kept
 
 
 def importance_arguments(generator: Generator, dtype: torch.dtype, **options: Any) -> Arguments:

@@ -43,10 +43,14 @@ class Case:
         arguments = builders.BUILDERS[self.op](generator, dtype, **self.options)
         if self.edit is not None:
             self.edit(arguments)
-        return {
-            name: move(value, device) if isinstance(value, Tensor) else value
-            for name, value in arguments.items()
-        }
+        return moved(arguments, device)
+
+
+def moved(arguments: Arguments, device: str) -> Arguments:
+    return {
+        name: move(value, device) if isinstance(value, Tensor) else value
+        for name, value in arguments.items()
+    }
 
 
 def move(tensor: Tensor, device: str) -> Tensor:

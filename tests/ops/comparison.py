@@ -7,7 +7,7 @@ against the reference in float64, and NaN and infinities must be in the same pla
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,15 +23,6 @@ from .builders import Arguments
 # of the largest sum of absolute terms, what float32 logits of a few tens lose by their rounding.
 HALF_ULP = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 LOGIT_ROUNDING = 16 * torch.finfo(torch.float32).eps
-
-COMPUTED = (
-    "token_importance",
-    "lazy_attention",
-    "linear",
-    "rms_norm",
-    "gated_activation",
-    "rotate",
-)
 
 
 def has_cuda_kernels() -> bool:
@@ -96,10 +87,13 @@ def whole_storage(tensor: Tensor) -> Tensor:
 
 
 def in_float64(arguments: Arguments) -> Arguments:
-    return {
-        name: value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
-        for name, value in arguments.items()
-    }
+    def wide(value: Any) -> Any:
+        if isinstance(value, list):
+            return [wide(each) for each in value]
+        is_float = isinstance(value, Tensor) and value.is_floating_point()
+        return value.double() if is_float else value
+
+    return {name: wide(value) for name, value in arguments.items()}
 
 
 def assert_same_bits(got: list[Tensor], expected: list[Tensor]) -> None:
@@ -137,7 +131,8 @@ def assert_computed(name: str, got: Tensor, arguments: Arguments) -> None:
         return float((result.double()[where] - exact[where]).abs().max()) if where.any() else 0.0
 
     # PyTorch's attention spreads a NaN to rows that do not see it where it multiplies tiles (AMX).
-    usable = plain_computation(name, arguments)
+    with one_thread():
+        usable = COMPUTED[name](*arguments.values())
     plain = error_of(usable, finite & usable.isfinite())
     error = error_of(got, finite)
     if error <= 2 * plain:
@@ -158,27 +153,6 @@ def absolute_terms(name: str, arguments_64: Arguments, exact: Tensor) -> Tensor:
         }
         return run_reference(name, absolute)[0]
     return exact
-
-
-def plain_computation(name: str, arguments: Arguments) -> Tensor:
-    """What PyTorch makes of it at the dtype of the arguments."""
-    if name == "lazy_attention":
-        with one_thread():
-            return plain_attention(**arguments)
-    if name == "linear":
-        with one_thread():
-            return torch.nn.functional.linear(*arguments.values())
-    if name == "gated_activation":
-        with one_thread():
-            return plain_gate(**arguments)
-    if name == "rms_norm":
-        with one_thread():
-            return plain_norm(**arguments)
-    if name == "rotate":
-        with one_thread():
-            return plain_rotation(**arguments)
-    # Importance is float32 throughout, whatever the queries and keys are: so is the reference.
-    return run_reference(name, arguments)[0]
 
 
 def plain_attention(
@@ -240,3 +214,15 @@ def plain_rotation(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Te
         rotary = torch.cat([rotary[..., 0::2], rotary[..., 1::2]], dim=-1)
     turned = torch.cat([-rotary[..., half:], rotary[..., :half]], dim=-1)
     return torch.cat([rotary * cos.repeat(1, 1, 2) + turned * sin.repeat(1, 1, 2), rest], dim=-1)
+
+
+# The operators that compute floats: what PyTorch makes of it at the dtype of the arguments.
+COMPUTED: dict[str, Callable[..., Tensor]] = {
+    # Float32 throughout, whatever the queries and keys are: so is the reference.
+    "token_importance": reference.token_importance,
+    "lazy_attention": plain_attention,
+    "linear": torch.nn.functional.linear,
+    "rms_norm": plain_norm,
+    "gated_activation": plain_gate,
+    "rotate": plain_rotation,
+}

@@ -12,6 +12,7 @@ from torch import Tensor
 from lazyllm_ext import _C, ops
 from lazyllm_ext.ops import reference
 
+from . import comparison
 from .builders import FLOATS
 
 HIDDEN, HEADS, KV_HEADS, DIM, INNER, SLOTS = 64, 6, 2, 16, 96, 60
@@ -83,16 +84,6 @@ def run(of: dict[str, Any], function: Any = torch.ops.lazyllm.decoder_layer_) ->
     return [output, own["key_store"], own["value_store"]]
 
 
-def doubled(of: dict[str, Any]) -> dict[str, Any]:
-    def double(value: Any) -> Any:
-        if isinstance(value, list):
-            return [double(each) for each in value]
-        floats = isinstance(value, Tensor) and value.is_floating_point()
-        return value.double() if floats else value
-
-    return {name: double(value) for name, value in of.items()}
-
-
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize(
     "options",
@@ -111,7 +102,7 @@ def doubled(of: dict[str, Any]) -> dict[str, Any]:
 def test_equals_reference(options: dict[str, Any], dtype: torch.dtype) -> None:
     """At most twice the error of the reference at the same dtype, in the stores, too."""
     of = arguments(dtype, **options)
-    exact = run(doubled(of), reference.decoder_layer_)
+    exact = run(comparison.in_float64(of), reference.decoder_layer_)
     plain = run(of, reference.decoder_layer_)
     for mine, theirs, true in zip(run(of), plain, exact, strict=True):
         assert mine.dtype == dtype
@@ -228,6 +219,31 @@ def test_refuses(change: dict[str, Any], sentence: str) -> None:
     with pytest.raises(RuntimeError, match=re.escape(sentence)):
         run(of)
     with pytest.raises(ValueError, match=re.escape(sentence)):
+        ops.decoder_layer_(**of)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"slots": None}, "slots: expected a tensor, got NoneType"),
+        ({"slots": torch.tensor([1.0])}, "slots: expected int64, got float32"),
+        ({"cos": torch.zeros(1, DIM // 2).bfloat16()}, "cos: expected float32, got bfloat16"),
+        ({"weights": None}, "weights: expected a list, got NoneType"),
+        ({"weights": [None]}, "weights[0]: expected a tensor, got NoneType"),
+        (
+            {"optional": [None, torch.tensor([1])]},
+            "optional[1]: expected float32 or bfloat16 or float16, got int64",
+        ),
+        ({"eps": True}, "eps: expected float, got bool"),
+        ({"window": 2.0}, "window: expected int, got float"),
+        ({"interleaved": 1}, "interleaved: expected bool, got int"),
+        ({"activation": None}, "activation: expected str, got NoneType"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_types_are_checked(change: dict[str, Any], sentence: str) -> None:
+    of = {**arguments(torch.float32), **change}
+    with pytest.raises(TypeError, match=f"^{re.escape(f'lazyllm::decoder_layer_: {sentence}')}$"):
         ops.decoder_layer_(**of)
 
 

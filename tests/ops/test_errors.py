@@ -14,7 +14,7 @@ import lazyllm_ext.ops
 
 from . import comparison
 from .builders import BUILDERS, Arguments
-from .case import move
+from .case import moved
 
 FLOAT32 = torch.float32
 BASES: dict[str, dict[str, Any]] = {
@@ -34,10 +34,7 @@ Change = Callable[[Any], Any]
 
 def _arguments(op: str, device: str = "cpu") -> Arguments:
     arguments = BUILDERS[op](torch.Generator().manual_seed(0), FLOAT32, **BASES[op])
-    return {
-        name: move(value, device) if isinstance(value, Tensor) else value
-        for name, value in arguments.items()
-    }
+    return moved(arguments, device)
 
 
 def becomes(value: Any) -> Change:
@@ -286,6 +283,7 @@ def test_wrong_argument(op: str, argument: str, change: Change, device: str) -> 
         getattr(lazyllm_ext.ops, op)(**arguments)
     if from_wrapper.type is ValueError:
         assert str(from_wrapper.value) == _first_line(from_operator.value)
+    assert _names(from_wrapper.value) == _names(from_operator.value)
     for name, before in written.items():
         assert torch.equal(arguments[name], before)
 
@@ -309,6 +307,11 @@ if MIXES:
         names = "|".join(name for name, value in arguments.items() if isinstance(value, Tensor))
         with pytest.raises(RuntimeError, match=rf"^lazyllm::{op}: ({names}): .*expected .*got "):
             comparison.operator(op)(*arguments.values())
+
+
+def _names(error: BaseException) -> list[str]:
+    """The words of its sentence, without the "or" that wrappers write between any two dtypes."""
+    return [word for word in re.findall(r"[\w:]+", _first_line(error)) if word != "or"]
 
 
 def test_a_sentence_is_one_line() -> None:

@@ -27,19 +27,8 @@ CHECKED = [
 
 
 def test_there_are_operators() -> None:
-    assert OPERATORS == [
-        "aux_gather",
-        "aux_scatter_",
-        "decoder_layer_",
-        "gated_activation",
-        "kv_append_",
-        "lazy_attention",
-        "linear",
-        "rms_norm",
-        "rotate",
-        "select_tokens",
-        "token_importance",
-    ]
+    assert sorted(reference.__all__) == OPERATORS
+    assert sorted(lazyllm_ext.ops.__all__) == sorted([*OPERATORS, "reference"])
 
 
 # Made of the others: it has no kernel on CUDA, and tests of its own instead of cases.
@@ -56,9 +45,7 @@ def test_has_all_parts(op: str) -> None:
     assert registered("CUDA") == (op != COMPOSED and bool(_C.cuda_architectures()))
     assert registered("Meta"), "no fake"
     assert callable(getattr(reference, op))
-    assert op in reference.__all__
     assert getattr(lazyllm_ext.ops, op).__doc__
-    assert op in lazyllm_ext.ops.__all__
     for smoke in (True, False) if op != COMPOSED else ():
         assert any(case.op == op and case.smoke == smoke for case in CASES)
 

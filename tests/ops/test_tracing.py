@@ -8,105 +8,25 @@ import torch
 from torch import Tensor
 
 from . import comparison
+from .builders import BUILDERS
 from .cases import CASES
-
-
-def token_importance(
-    query: Tensor,
-    query_index: Tensor,
-    query_offsets: Tensor,
-    key_store: Tensor,
-    key_slots: Tensor,
-    key_index: Tensor,
-    key_offsets: Tensor,
-    scale: float,
-    softcap: float,
-) -> Tensor:
-    return torch.ops.lazyllm.token_importance(
-        query, query_index, query_offsets, key_store, key_slots, key_index, key_offsets,
-        scale, softcap,
-    )  # fmt: skip
-
-
-def select_tokens(
-    importance: Tensor,
-    lengths: Tensor,
-    candidates: Tensor,
-    candidate_offsets: Tensor,
-    targets: Tensor,
-    out_offsets: Tensor,
-    out_size: int,
-    pool: int,
-    protect_first: int,
-    protect_last: int,
-    cover_protected: bool,
-) -> tuple[Tensor, Tensor]:
-    return torch.ops.lazyllm.select_tokens(
-        importance, lengths, candidates, candidate_offsets, targets, out_offsets, out_size,
-        pool, protect_first, protect_last, cover_protected,
-    )  # fmt: skip
-
-
-def aux_gather(source: Tensor, index: Tensor) -> Tensor:
-    return torch.ops.lazyllm.aux_gather(source, index)
-
-
-def aux_scatter_(destination: Tensor, index: Tensor, rows: Tensor) -> None:
-    torch.ops.lazyllm.aux_scatter_(destination, index, rows)
-
-
-def kv_append_(
-    key_store: Tensor, value_store: Tensor, slots: Tensor, key: Tensor, value: Tensor
-) -> None:
-    torch.ops.lazyllm.kv_append_(key_store, value_store, slots, key, value)
-
-
-def lazy_attention(
-    query: Tensor,
-    query_index: Tensor,
-    query_offsets: Tensor,
-    key_store: Tensor,
-    value_store: Tensor,
-    key_slots: Tensor,
-    key_index: Tensor,
-    key_offsets: Tensor,
-    scale: float,
-    window: int,
-    softcap: float,
-) -> Tensor:
-    return torch.ops.lazyllm.lazy_attention(
-        query, query_index, query_offsets, key_store, value_store, key_slots, key_index,
-        key_offsets, scale, window, softcap,
-    )  # fmt: skip
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.ops.lazyllm.linear(x, weight, bias)
-
-
-def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float) -> Tensor:
-    return torch.ops.lazyllm.rms_norm(x, weight, eps, offset)
-
-
-def gated_activation(gate: Tensor, up: Tensor, activation: str) -> Tensor:
-    return torch.ops.lazyllm.gated_activation(gate, up, activation)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-    return torch.ops.lazyllm.rotate(x, cos, sin, interleaved)
-
 
 # A case of each operator, by its name.
 TRACED = ("unused", "no_bias", "offset", "gelu", "interleaved")
-FUNCTIONS = [
-    token_importance, select_tokens, aux_gather, aux_scatter_, kv_append_, lazy_attention, linear,
-    rms_norm, gated_activation, rotate,
-]  # fmt: skip
 
 
 def _arguments(op: str) -> dict[str, Any]:
     case = next(case for case in CASES if case.op == op and case.name in TRACED)
     return case.arguments(case.dtypes[0])
+
+
+def _scripted(op: str) -> Any:
+    """A TorchScript function of the operator's arguments that calls it."""
+    arguments = comparison.operator(op)._schema.arguments
+    parameters = ", ".join(f"{argument.name}: {argument.type}" for argument in arguments)
+    names = ", ".join(argument.name for argument in arguments)
+    source = f"def {op}({parameters}):\n    return torch.ops.lazyllm.{op}({names})\n"
+    return getattr(torch.jit.CompilationUnit(source), op)
 
 
 def _assert_does_the_same(function: Any, op: str) -> None:
@@ -115,20 +35,24 @@ def _assert_does_the_same(function: Any, op: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
-@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__name__)
-def test_scripts(function: Any) -> None:
-    scripted = torch.jit.script(function)
-    _assert_does_the_same(scripted, function.__name__)
+@pytest.mark.parametrize("op", BUILDERS)
+def test_scripts(op: str) -> None:
+    scripted = _scripted(op)
+    _assert_does_the_same(scripted, op)
     file = io.BytesIO()
     torch.jit.save(scripted, file)
     file.seek(0)
-    _assert_does_the_same(torch.jit.load(file), function.__name__)
+    _assert_does_the_same(torch.jit.load(file), op)
 
 
-@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__name__)
-def test_compiles_in_one_graph(function: Any) -> None:
+@pytest.mark.parametrize("op", BUILDERS)
+def test_compiles_in_one_graph(op: str) -> None:
+    def function(*arguments: Any) -> Any:
+        return getattr(torch.ops.lazyllm, op)(*arguments)
+
+    torch.compiler.reset()  # it is one function to it, compiled a limited number of times
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=True)
-    _assert_does_the_same(compiled, function.__name__)
+    _assert_does_the_same(compiled, op)
 
 
 class _ScoreAndSelect(torch.nn.Module):

@@ -111,25 +111,20 @@ def test_a_flag_is_a_bool() -> None:
         ops.select_tokens(IMPORTANCE, LENGTHS, targets=TARGETS, cover_protected=1)
 
 
-def test_gate_defaults() -> None:
-    arguments = _arguments("gated_activation", rows=3, dim=8)
-    expected = comparison.run("gated_activation", arguments)
-    got = ops.gated_activation(arguments["gate"], arguments["up"])
-    comparison.assert_same_bits([got], expected)
-
-
-def test_norm_defaults() -> None:
-    arguments = _arguments("rms_norm", rows=3, dim=8)
-    expected = comparison.run("rms_norm", {**arguments, "eps": 1e-6})
-    comparison.assert_same_bits([ops.rms_norm(arguments["x"], arguments["weight"])], expected)
-
-
-def test_rotation_defaults() -> None:
-    arguments = _arguments("rotate", rows=3, heads=2, dim=8, half=4)
-    expected = comparison.run("rotate", arguments)
-    comparison.assert_same_bits(
-        [ops.rotate(arguments["x"], arguments["cos"], arguments["sin"])], expected
-    )
+@pytest.mark.parametrize(
+    "op, options, defaults",
+    [
+        ("linear", {"rows": 3, "features": (8, 6)}, {"bias": None}),
+        ("gated_activation", {"rows": 3, "dim": 8}, {"activation": "silu"}),
+        ("rms_norm", {"rows": 3, "dim": 8}, {"eps": 1e-6, "offset": 0.0}),
+        ("rotate", {"rows": 3, "heads": 2, "dim": 8, "half": 4}, {"interleaved": False}),
+    ],
+)
+def test_row_defaults(op: str, options: dict[str, Any], defaults: dict[str, Any]) -> None:
+    arguments = {**_arguments(op, **options), **defaults}
+    expected = comparison.run(op, arguments)
+    given = {name: value for name, value in arguments.items() if name not in defaults}
+    comparison.assert_same_bits([getattr(ops, op)(**given)], expected)
 
 
 def test_wrappers_compile_in_one_graph() -> None:
