@@ -81,12 +81,7 @@ def exports(
             apply = _with_apply(model, lazy, new_tokens)
             expected = [answer.tokens for answer in apply(turns)]
             for contender, run in contenders.items():
-                _say(f"{schedule}: {contender}", "verifying")
-                got = [answer.tokens for answer in run(turns)]
-                if got != expected:
-                    raise BenchError(
-                        f"{schedule}: {contender}: expected apply's tokens {expected}, got {got}"
-                    )
+                _verify(f"{schedule}: {contender}", run, turns, expected)
             timed = {
                 contender: partial(run, turns[:1])
                 for contender, run in {"apply": apply, **contenders}.items()
@@ -105,6 +100,13 @@ def exports(
         "files": files,
         "rows": _rows(answers) if rounds else {},
     }
+
+
+def _verify(what: str, run: Contender, turns: list[list[int]], expected: list[list[int]]) -> None:
+    _say(what, "verifying")
+    got = [answer.tokens for answer in run(turns)]
+    if got != expected:
+        raise BenchError(f"{what}: expected apply's tokens {expected}, got {got}")
 
 
 def _rows(answers: dict[str, list[list[TimedAnswer]]]) -> dict[str, Any]:

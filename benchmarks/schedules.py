@@ -74,19 +74,7 @@ def compare(
     subject, dense = ev.Subject(loaded, tokenizer), DenseModel(loaded)
     with as_input_error(ValueError):
         placed = [_placed(schedule, dense, folder.name) for schedule in candidates]
-    begins = sorted({schedule.boundaries[0].layer or 0 for schedule in placed})
-    outcomes: list[dict[str, Any]] = []
-    for item in track(items, "items"):
-        ids = subject.encode(item).ids
-        most = min(new_tokens, max(1, item.max_new_tokens))
-        if (fault := subject.too_long(item, ids.numel(), most)) is not None:
-            raise CommandError(f"schedules: {fault}")
-        reference = dense.reference(ids, most, subject.stop, begins)
-        for number, schedule in enumerate(placed):
-            outcome = asdict(trial.run(dense.decoder, schedule, reference))
-            outcome["ratio"] = outcome["dense_operations"] / outcome["operations"]
-            outcome |= {"item": item.id, "task": item.task, "category": item.category}
-            outcomes.append({"schedule": number, "length": item.target_tokens, **outcome})
+    outcomes = list(_outcomes(subject, dense, placed, items, new_tokens))
     result = {
         "machine": machine.describe(),
         "model": folder.name,
@@ -126,6 +114,28 @@ def _placed(schedule: PruningSchedule, dense: DenseModel, model: str) -> Pruning
         for boundary, layer in zip(mine.boundaries, layers, strict=True)
     ]
     return replace(mine, boundaries=tuple(boundaries), models={})
+
+
+def _outcomes(
+    subject: ev.Subject,
+    dense: DenseModel,
+    schedules: Sequence[PruningSchedule],
+    items: Sequence[ev.Item],
+    new_tokens: int,
+) -> Iterator[dict[str, Any]]:
+    """What comes of every schedule on every item."""
+    begins = sorted({schedule.boundaries[0].layer or 0 for schedule in schedules})
+    for item in track(items, "items"):
+        ids = subject.encode(item).ids
+        most = min(new_tokens, max(1, item.max_new_tokens))
+        if (fault := subject.too_long(item, ids.numel(), most)) is not None:
+            raise CommandError(f"schedules: {fault}")
+        reference = dense.reference(ids, most, subject.stop, begins)
+        for number, schedule in enumerate(schedules):
+            outcome = asdict(trial.run(dense.decoder, schedule, reference))
+            outcome["ratio"] = outcome["dense_operations"] / outcome["operations"]
+            outcome |= {"item": item.id, "task": item.task, "category": item.category}
+            yield {"schedule": number, "length": item.target_tokens, **outcome}
 
 
 def _mean(outcomes: Sequence[dict[str, Any]], figure: str) -> float:
