@@ -5,8 +5,8 @@ from typing import Any
 import torch
 
 from lazyllm_ext.lab.bench.model import Model
-from lazyllm_ext.lab.bench.timing import interleave, ratio, seconds, spread
 from lazyllm_ext.lab.bench.verify import verify_dense
+from lazyllm_ext.lab.tools.timing import interleave, ratio, seconds, spread
 
 
 def padded_batch(

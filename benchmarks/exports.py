@@ -4,7 +4,6 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,23 +11,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.table import Table
 
 import lazyllm_ext
 from lazyllm_ext import export
 from lazyllm_ext.hf.models.versions import CACHE_NAME
 from lazyllm_ext.lab.bench import BenchError
-from lazyllm_ext.lab.bench.model import Clock, Model
-from lazyllm_ext.lab.bench.timing import interleave, ratio, spread
+from lazyllm_ext.lab.bench.model import Model
+from lazyllm_ext.lab.tools.clock import TokenClock
+from lazyllm_ext.lab.tools.tables import table_of
+from lazyllm_ext.lab.tools.timing import interleave, ratio, seconds, spread
 from lazyllm_ext.schedule import PruningSchedule
 
 _TIMES = re.compile(r"first token after ([\d.]+) s, then ([\d.]+) tokens/s")
-
-
 _SECOND_TURN = 32  # tokens of it
 
 
 @dataclass(frozen=True)
-class Answer:
+class TimedAnswer:
     """Greedy tokens, the seconds until the first and for each after it."""
 
     tokens: list[int]
@@ -37,7 +37,7 @@ class Answer:
 
 
 # Answers the turns of one conversation, each given by its new ids.
-Contender = Callable[[list[list[int]]], list[Answer]]
+Contender = Callable[[list[list[int]]], list[TimedAnswer]]
 
 
 def exports(
@@ -67,10 +67,10 @@ def exports(
     with tempfile.TemporaryDirectory() as folder:
         for kind, write in (("torchscript", export.torchscript), ("aoti", export.aoti)):
             path = Path(folder) / f"{kind}.pt"
-            began = time.perf_counter()
-            write(model.model, bounded, path, say=partial(_say, f"{schedule}: {kind}"))
+            say = partial(_say, f"{schedule}: {kind}")
+            took = seconds(partial(write, model.model, bounded, path, say=say))()
             files[kind] = {
-                "seconds": time.perf_counter() - began,
+                "seconds": took,
                 "bytes": path.stat().st_size,
                 "bytes_over_weights": path.stat().st_size / weights,
             }
@@ -81,12 +81,7 @@ def exports(
             apply = _with_apply(model, lazy, new_tokens)
             expected = [answer.tokens for answer in apply(turns)]
             for contender, run in contenders.items():
-                _say(f"{schedule}: {contender}", "verifying")
-                got = [answer.tokens for answer in run(turns)]
-                if got != expected:
-                    raise BenchError(
-                        f"{schedule}: {contender}: expected apply's tokens {expected}, got {got}"
-                    )
+                _verify(f"{schedule}: {contender}", run, turns, expected)
             timed = {
                 contender: partial(run, turns[:1])
                 for contender, run in {"apply": apply, **contenders}.items()
@@ -107,7 +102,14 @@ def exports(
     }
 
 
-def _rows(answers: dict[str, list[list[Answer]]]) -> dict[str, Any]:
+def _verify(what: str, run: Contender, turns: list[list[int]], expected: list[list[int]]) -> None:
+    _say(what, "verifying")
+    got = [answer.tokens for answer in run(turns)]
+    if got != expected:
+        raise BenchError(f"{what}: expected apply's tokens {expected}, got {got}")
+
+
+def _rows(answers: dict[str, list[list[TimedAnswer]]]) -> dict[str, Any]:
     """What each contender took, and `apply` over it; in each round one turn."""
     rows: dict[str, Any] = {contender: {} for contender in answers}
     for what in ("ttft", "per_token"):
@@ -121,10 +123,8 @@ def _rows(answers: dict[str, list[list[Answer]]]) -> dict[str, Any]:
     return rows
 
 
-def figures(
-    title: str, results: dict[str, dict[str, Any]]
-) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Title, header and lines of each table about the results of `exports`, by schedule."""
+def tables(title: str, results: dict[str, dict[str, Any]]) -> list[Table]:
+    """What is shown of the results of `exports`, by schedule."""
     verified, times, files = [], [], []
     for schedule, result in results.items():
         counts = [" + ".join(map(str, result["verified"][key])) for key in ("read", "equal")]
@@ -150,7 +150,7 @@ def figures(
         ),
         ("files", ["schedule", "format", "MB", "÷ weights", "exported in s"], files),
     ]
-    return [table for table in named if table[2]]
+    return [table_of(*table) for table in named if table[2]]
 
 
 def _say(what: str, stage: str) -> None:
@@ -158,12 +158,12 @@ def _say(what: str, stage: str) -> None:
 
 
 def _with_apply(model: Model, lazy: lazyllm_ext.Lazy, new_tokens: int) -> Contender:
-    def run(turns: list[list[int]]) -> list[Answer]:
+    def run(turns: list[list[int]]) -> list[TimedAnswer]:
         ids, answers = torch.empty(1, 0, dtype=torch.int64), []
         cache = lazy.new_cache()
         for turn in turns:
             ids = torch.cat([ids, torch.tensor([turn])], dim=1)
-            clock, known = Clock(), ids.size(1)
+            clock, known = TokenClock(), ids.size(1)
             ids = model.model.generate(
                 ids,
                 attention_mask=torch.ones_like(ids),
@@ -173,37 +173,37 @@ def _with_apply(model: Model, lazy: lazyllm_ext.Lazy, new_tokens: int) -> Conten
                 streamer=clock,
                 **{CACHE_NAME: cache},
             )
-            answers.append(_answer(ids[0, known:].tolist(), clock.times))
+            answers.append(_answer(ids[0, known:].tolist(), clock))
         return answers
 
     return run
 
 
 def _in_python(exported: export.Exported, new_tokens: int) -> Contender:
-    def answer(turn: list[int]) -> Answer:
-        begin, tokens, times = time.perf_counter(), [], []
+    def answer(turn: list[int]) -> TimedAnswer:
+        clock, tokens = TokenClock(), []
         for token in exported.generate(turn, new_tokens):
             tokens.append(token)
-            times.append(time.perf_counter() - begin)
-        return _answer(tokens, times)
+            clock.tick()
+        return _answer(tokens, clock)
 
-    def run(turns: list[list[int]]) -> list[Answer]:
+    def run(turns: list[list[int]]) -> list[TimedAnswer]:
         exported.reset()
         return [answer(turn) for turn in turns]
 
     return run
 
 
-def _answer(tokens: list[int], times: list[float]) -> Answer:
-    if len(times) < 2:
+def _answer(tokens: list[int], clock: TokenClock) -> TimedAnswer:
+    if len(clock.times) < 2:
         raise BenchError("exports: the model ends its answer at once; expected a longer prompt")
-    return Answer(tokens, times[0], (times[-1] - times[0]) / (len(times) - 1))
+    return TimedAnswer(tokens, clock.ttft, clock.per_token)
 
 
 def _in_cpp(program: Path, path: Path, new_tokens: int) -> Contender:
     command = [str(program), str(path), str(new_tokens), str(torch.get_num_threads())]
 
-    def run(turns: list[list[int]]) -> list[Answer]:
+    def run(turns: list[list[int]]) -> list[TimedAnswer]:
         lines = "".join(" ".join(map(str, turn)) + "\n" for turn in turns)
         done = subprocess.run(command, input=lines, capture_output=True, text=True, check=False)
         answers = done.stdout.splitlines()
@@ -211,7 +211,7 @@ def _in_cpp(program: Path, path: Path, new_tokens: int) -> Contender:
         if done.returncode != 0 or not len(answers) == len(times) == len(turns):
             raise BenchError(f"{program}: {done.stderr.strip()}")
         return [
-            Answer([int(word) for word in answer.split()], float(first), 1 / float(per_second))
+            TimedAnswer([int(word) for word in answer.split()], float(first), 1 / float(per_second))
             for answer, (first, per_second) in zip(answers, times, strict=True)
         ]
 

@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 from operator_cases import Case, cases, small_cases
-from rich.progress import Progress
 
 import lazyllm_ext  # noqa: F401 registers the operators
 from lazyllm_ext.lab.bench import BenchError
-from lazyllm_ext.lab.bench.timing import interleave, seconds, spread
+from lazyllm_ext.lab.tools.timing import interleave, seconds, spread
+from lazyllm_ext.progress_bar import track
 
 _SECONDS = 3.0  # for one case, whatever the rounds: slow ones are steady after a few
 _FEWEST = 3
@@ -48,15 +48,12 @@ def measure(
     """
     torch.manual_seed(0)
     rows = []
-    with Progress(auto_refresh=False, transient=True) as progress:
-        for name in dtypes:
-            dtype = getattr(torch, name)
-            makers = (small_cases if small else cases)(dtype, device)
-            for make in progress.track(makers, description=name):
-                progress.refresh()
-                case = make()
-                verify(case, dtype)
-                rows.append(_row(case, name, rounds, device, ceilings))
+    for name in dtypes:
+        dtype = getattr(torch, name)
+        for make in track((small_cases if small else cases)(dtype, device), name):
+            case = make()
+            verify(case, dtype)
+            rows.append(_row(case, name, rounds, device, ceilings))
     return rows
 
 

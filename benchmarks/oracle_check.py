@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 
 from lazyllm_ext import LazyDecoder
-from lazyllm_ext import state as book
 from lazyllm_ext.lab.bench import BenchError
 from lazyllm_ext.lab.bench.model import Model
 from lazyllm_ext.lab.bench.verify import TOLERANCE
+from lazyllm_ext.lab.tools.cost import active_sets
 from lazyllm_ext.schedule import PruningSchedule
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
@@ -39,7 +39,7 @@ def verify_pruned(model: Model, schedule: str) -> None:
         hidden = decoder.embed_tokens(ids)
         state = decoder.new_state(1, hidden)
         logits = decoder.step(hidden, torch.arange(_TOKENS), [_TOKENS], state, 1)
-        active = [book.active(state, s + 1, 0).tolist() for s in range(len(decoder.boundaries))]
+        active = [kept.tolist() for kept in active_sets(decoder, state)]
         if any(len(stage) == _TOKENS for stage in active):
             raise BenchError(f"{schedule}: cannot be verified: it drops none of {_TOKENS} tokens")
         oracle = Oracle(model.model, pruned.resolve(full_attention(model.model)))

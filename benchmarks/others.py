@@ -25,9 +25,10 @@ import typer
 from lazyllm_ext.cli.app import run
 from lazyllm_ext.cli.errors import CommandError
 from lazyllm_ext.demo.model import demo_model
-from lazyllm_ext.lab.bench import machine
-from lazyllm_ext.lab.bench.report import ceilings_table, show, table_of, write
-from lazyllm_ext.lab.bench.timing import spread
+from lazyllm_ext.lab.bench.report import ceilings_table, write
+from lazyllm_ext.lab.tools import machine
+from lazyllm_ext.lab.tools.tables import show, table_of
+from lazyllm_ext.lab.tools.timing import spread
 
 HERE = Path(__file__).parent
 HOME = HERE.parent / "build" / "others"

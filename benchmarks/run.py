@@ -12,10 +12,13 @@ rounds in which all contenders run in turn; quote the ratios, not the seconds.
 """
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.table import Table
 
 from lazyllm_ext.cli import bench_options as options
 from lazyllm_ext.cli import model_options
@@ -28,61 +31,59 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 ModelFolder = Annotated[
     str, typer.Option("--model", help="Folder of a transformers model, 'demo', or random:SHAPE.")
 ]
+Lengths = Annotated[
+    str,
+    typer.Option("--lengths", "--prompt-tokens", help="Prompt lengths, ascending, commas between."),
+]
 Name = Annotated[str, typer.Option(help="Name of the result files.")]
 Count = Annotated[int, typer.Option(help="Rounds that count; one more warms up.")]
 
 
-@app.command("model")
-def model_command(
-    model: ModelFolder,
-    prompt_tokens: Annotated[int, typer.Option(help="Length of the prompt.")] = 4096,
-    new_tokens: options.NewTokens = 65,
-    rounds: options.Rounds = "5",
-    dtype: options.Dtype = "float32",
-    device: model_options.Device = "cpu",
-    schedules: options.Schedules = "dense,paper,balanced,fast",
-    compiled: options.Compiled = False,
-    memory: options.Memory = True,
-    name: Name = "model",
+def _measurement(
+    name: str, about: str, *, lengths: str, new_tokens: int, rounds: str, schedules: str
 ) -> None:
-    """TTFT, decoding, generation, parts and memory: transformers beside every schedule."""
-    _measure(
-        name, model, str(prompt_tokens), rounds, schedules, new_tokens=new_tokens, dtype=dtype,
-        device=device, compiled=compiled, memory=memory,
-    )  # fmt: skip
+    """Make `lazyllm-ext bench` a command with defaults of its own; `name` names its files, too."""
+
+    @app.command(name, help=about)
+    def command(
+        model: ModelFolder,
+        lengths: Lengths = lengths,
+        new_tokens: options.NewTokens = new_tokens,
+        rounds: options.Rounds = rounds,
+        dtype: options.Dtype = "float32",
+        device: model_options.Device = "cpu",
+        schedules: options.Schedules = schedules,
+        compiled: options.Compiled = False,
+        memory: options.Memory = True,
+        name: Name = name,
+    ) -> None:
+        from oracle_check import verify_pruned
+
+        from lazyllm_ext.cli.bench import bench, make_request
+
+        request = make_request(
+            model, lengths, rounds, schedules, new_tokens=new_tokens, dtype=dtype, device=device,
+            compiled=compiled, memory=memory,
+        )  # fmt: skip
+        bench(request, RESULTS / name, verify_more=verify_pruned)
 
 
-@app.command("scale")
-def scale_command(
-    model: ModelFolder,
-    lengths: Annotated[str, typer.Option(help="Prompt lengths, ascending, commas between.")] = (
-        "512,1024,2048,4096,8192"
-    ),
-    new_tokens: options.NewTokens = 33,
-    rounds: options.Rounds = "3",
-    dtype: options.Dtype = "float32",
-    device: model_options.Device = "cpu",
-    schedules: options.Schedules = "dense,balanced,fast",
-    compiled: options.Compiled = False,
-    memory: options.Memory = True,
-    name: Name = "scale",
-) -> None:
-    """The same over several prompt lengths, with a fit, exponents and drawings."""
-    _measure(
-        name, model, lengths, rounds, schedules, new_tokens=new_tokens, dtype=dtype,
-        device=device, compiled=compiled, memory=memory,
-    )  # fmt: skip
-
-
-def _measure(
-    name: str, model: str, lengths: str, rounds: str, schedules: str, **more: object
-) -> None:
-    from oracle_check import verify_pruned
-
-    from lazyllm_ext.cli.bench import bench, make_request
-
-    request = make_request(model, lengths, rounds, schedules, **more)
-    bench(request, RESULTS / name, verify_more=verify_pruned)
+_measurement(
+    "model",
+    "TTFT, decoding, generation, parts and memory: transformers beside every schedule.",
+    lengths="4096",
+    new_tokens=65,
+    rounds="5",
+    schedules="dense,paper,balanced,fast",
+)
+_measurement(
+    "scale",
+    "The same over several prompt lengths, with a fit, exponents and drawings.",
+    lengths="512,1024,2048,4096,8192",
+    new_tokens=33,
+    rounds="3",
+    schedules="dense,balanced,fast",
+)
 
 
 @app.command("batch")
@@ -100,8 +101,8 @@ def batch_command(
     """One left-padded batch of prompts of different lengths: how long it takes to generate."""
     from batch import padded_batch
 
-    from lazyllm_ext.lab.bench import BenchError, machine
     from lazyllm_ext.lab.bench.model import Model
+    from lazyllm_ext.lab.tools.tables import table_of
     from lazyllm_ext.schedule import PruningSchedule
 
     if not 16 <= shortest <= longest or min(size, rounds, new_tokens) < 1:
@@ -114,10 +115,8 @@ def batch_command(
         chosen = tuple(schedules.split(","))
         for schedule in chosen:
             PruningSchedule.load(schedule)
-    try:
+    with _wrong_results_refused():
         result = padded_batch(loaded, shortest, longest, size, rounds, chosen, new_tokens)
-    except BenchError as error:
-        raise CommandError(str(error), status=1) from error
     ratios = {"transformers": 1.0, **result["transformers_over"]}
     rows = [
         [key, *(f"{value[what]:.2f}" for what in ("median", "min", "max")), f"{ratios[key]:.2f}"]
@@ -127,8 +126,8 @@ def batch_command(
         f"{Path(model).name}, {dtype}, {size} prompts of {shortest} to {longest} tokens, "
         f"{new_tokens} new tokens each"
     )
-    content = {"machine": machine.describe(), "ceilings": machine.ceilings(), "batch": result}
-    _finish(name, content, [(title, ["", "median s", "min", "max", "transformers ÷"], rows)])
+    header = ["", "median s", "min", "max", "transformers ÷"]
+    _finish(name, {**_measured_on(), "batch": result}, [table_of(title, header, rows)])
 
 
 @app.command("saved")
@@ -144,8 +143,8 @@ def saved_command(
     """First token of a question on a saved prefill (its copy included), beside a fresh run."""
     from saved import saved_prefill
 
-    from lazyllm_ext.lab.bench import machine
     from lazyllm_ext.lab.bench.model import Model
+    from lazyllm_ext.lab.tools.tables import table_of
 
     if min(prompt_tokens, question_tokens, rounds) < 1:
         raise CommandError(
@@ -170,8 +169,7 @@ def saved_command(
     ]
     header = ["schedule", "fresh s", "saved s", "saved ÷ fresh", "file MB"]
     title = f"{Path(model).name}, {dtype}, {question_tokens} tokens after {prompt_tokens}"
-    content = {"machine": machine.describe(), "ceilings": machine.ceilings(), "saved": results}
-    _finish(name, content, [(title, header, rows)])
+    _finish(name, {**_measured_on(), "saved": results}, [table_of(title, header, rows)])
 
 
 @app.command("export")
@@ -189,32 +187,29 @@ def export_command(
     name: Name = "export",
 ) -> None:
     """Both formats of an export, in Python and C++, beside apply: the same tokens, then times."""
-    from exports import exports, figures
+    from exports import exports, tables
 
-    from lazyllm_ext.lab.bench import BenchError, machine
     from lazyllm_ext.lab.bench.model import Model
+    from lazyllm_ext.lab.tools import machine
 
     if prompt_tokens < 1 or min(rounds, max_revive) < 0 or new_tokens < 2:
         raise CommandError(
             "export: expected a prompt from 1 on, 2 new tokens, rounds and max_revive from 0 on, "
             f"got {prompt_tokens}, {new_tokens}, {rounds} and {max_revive}"
         )
-    try:
-        with as_input_error(ValueError, OSError):
-            loaded = Model(model, dtype)
-            results = {
-                schedule: exports(
-                    loaded, schedule, max_revive, prompt_tokens, new_tokens, rounds, generate
-                )
-                for schedule in schedules.split(",")
-            }
-    except BenchError as error:
-        raise CommandError(str(error), status=1) from error
+    with _wrong_results_refused(), as_input_error(ValueError, OSError):
+        loaded = Model(model, dtype)
+        results = {
+            schedule: exports(
+                loaded, schedule, max_revive, prompt_tokens, new_tokens, rounds, generate
+            )
+            for schedule in schedules.split(",")
+        }
     content = {"machine": machine.describe(), "export": results}
     if rounds:
         content["ceilings"] = machine.ceilings()
     title = f"{Path(model).name}, {dtype}, max_revive {max_revive}"
-    _finish(name, content, figures(title, results))
+    _finish(name, content, tables(title, results))
 
 
 @app.command("operators")
@@ -231,7 +226,7 @@ def operators_command(
     from operators import measure
 
     from lazyllm_ext.cli.loading import pick_device
-    from lazyllm_ext.lab.bench import BenchError, machine
+    from lazyllm_ext.lab.tools.tables import table_of
 
     names = dtypes.split(",")
     if not set(names) <= {"float32", "bfloat16"} or rounds < 1:
@@ -240,11 +235,9 @@ def operators_command(
             f"got {rounds} and {dtypes}"
         )
     device = pick_device(device)
-    ceilings = machine.ceilings(device)
-    try:
-        results = measure(rounds, names, device, ceilings, small)
-    except BenchError as error:
-        raise CommandError(str(error), status=1) from error
+    about = _measured_on(device)
+    with _wrong_results_refused():
+        results = measure(rounds, names, device, about["ceilings"], small)
     rows = [
         [
             row["operator"],
@@ -260,19 +253,36 @@ def operators_command(
     ]
     header = ["operator", "case", "dtype", "ms", "PyTorch ms", "PyTorch ÷ ours", "achieved"]
     header += ["% of the ceiling"]
-    content = {"machine": machine.describe(device), "ceilings": ceilings, "operators": results}
-    _finish(name, content, [(f"operators, {device}", header, rows)])
+    shown = [table_of(f"operators, {device}", header, rows)]
+    _finish(name, {**about, "operators": results}, shown)
 
 
-def _finish(
-    name: str, content: dict[str, object], figures: list[tuple[str, list[str], list[list[str]]]]
-) -> None:
+@contextmanager
+def _wrong_results_refused() -> Iterator[None]:
+    """What is found to be wrong ends the command with one sentence."""
+    from lazyllm_ext.lab.bench import BenchError
+
+    try:
+        yield
+    except BenchError as error:
+        raise CommandError(str(error), status=1) from error
+
+
+def _measured_on(device: str = "cpu") -> dict[str, Any]:
+    """How the result of something that is timed begins."""
+    from lazyllm_ext.lab.tools import machine
+
+    return {"machine": machine.describe(device), "ceilings": machine.ceilings(device)}
+
+
+def _finish(name: str, content: dict[str, Any], shown: list[Table]) -> None:
+    """Print and write a result."""
     from lazyllm_ext.cli.bench import command_line
-    from lazyllm_ext.lab.bench.report import ceilings_table, show, table_of, write
+    from lazyllm_ext.lab.bench.report import ceilings_table, write
+    from lazyllm_ext.lab.tools.tables import show
 
-    shown = [table_of(*figure) for figure in figures]
     if "ceilings" in content:  # where something was timed
-        shown.append(ceilings_table(content["ceilings"]))
+        shown = [*shown, ceilings_table(content["ceilings"])]
     show(shown)
     write(RESULTS / name, command_line(), content, shown, [])
     print(f"wrote {RESULTS / name}.json and .md", file=sys.stderr)

@@ -8,7 +8,7 @@ import torch
 
 import lazyllm_ext
 from lazyllm_ext.lab.bench.model import Model
-from lazyllm_ext.lab.bench.timing import interleave, ratio, seconds, spread
+from lazyllm_ext.lab.tools.timing import interleave, ratio, seconds, spread
 
 
 def saved_prefill(

@@ -12,11 +12,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from statistics import fmean
 from typing import Annotated, Any
 
 import typer
-from rich.progress import track
 from rich.table import Table
 
 from lazyllm_ext.cli.app import run
@@ -24,10 +22,15 @@ from lazyllm_ext.cli.bench import command_line
 from lazyllm_ext.cli.errors import CommandError, as_input_error
 from lazyllm_ext.cli.loading import find_folder, load, pick_device
 from lazyllm_ext.lab import evaluation as ev
-from lazyllm_ext.lab.bench import machine, report
-from lazyllm_ext.lab.bench.report import table_of
+from lazyllm_ext.lab.bench.report import write
+from lazyllm_ext.lab.bench.request import numbers
+from lazyllm_ext.lab.evaluation.summary import balanced_mean
+from lazyllm_ext.lab.tools import machine
+from lazyllm_ext.lab.tools.dense import full_attention
+from lazyllm_ext.lab.tools.tables import show, table_of
 from lazyllm_ext.lab.tune import trial
 from lazyllm_ext.lab.tune.reference import DenseModel
+from lazyllm_ext.progress_bar import track
 from lazyllm_ext.schedule import Boundary, PruningSchedule
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -54,7 +57,7 @@ def compare(
             f"{skip}, {limit} and {new_tokens}"
         )
     with as_input_error(ValueError):
-        wanted = [int(length) for length in lengths.split(",")]
+        wanted = numbers("lengths", lengths)
         chosen = ev.choose(ev.read_tasks(tasks).items, wanted, skip + limit).items
         first = {item.id for item in ev.choose(chosen, wanted, skip).items}
         items = [item for item in chosen if item.id not in first]
@@ -71,19 +74,7 @@ def compare(
     subject, dense = ev.Subject(loaded, tokenizer), DenseModel(loaded)
     with as_input_error(ValueError):
         placed = [_placed(schedule, dense, folder.name) for schedule in candidates]
-    begins = sorted({schedule.boundaries[0].layer or 0 for schedule in placed})
-    outcomes: list[dict[str, Any]] = []
-    for item in track(items, "items"):
-        ids = subject.encode(item).ids
-        most = min(new_tokens, max(1, item.max_new_tokens))
-        if (fault := subject.too_long(item, ids.numel(), most)) is not None:
-            raise CommandError(f"schedules: {fault}")
-        reference = dense.reference(ids, most, subject.stop, begins)
-        for number, schedule in enumerate(placed):
-            outcome = asdict(trial.run(dense.decoder, schedule, reference))
-            outcome["ratio"] = outcome["dense_operations"] / outcome["operations"]
-            outcome |= {"item": item.id, "task": item.task, "category": item.category}
-            outcomes.append({"schedule": number, "length": item.target_tokens, **outcome})
+    outcomes = list(_outcomes(subject, dense, placed, items, new_tokens))
     result = {
         "machine": machine.describe(),
         "model": folder.name,
@@ -95,8 +86,8 @@ def compare(
         _table(length, placed, [outcome for outcome in outcomes if outcome["length"] == length])
         for length in wanted
     ]
-    report.write(RESULTS / name, command_line(), result, tables, [])
-    report.show(tables)
+    write(RESULTS / name, command_line(), result, tables, [])
+    show(tables)
 
 
 def _read(path: Path) -> Iterator[PruningSchedule]:
@@ -115,8 +106,7 @@ def _placed(schedule: PruningSchedule, dense: DenseModel, model: str) -> Pruning
     mine = schedule.for_model(model)
     if not mine.boundaries:
         raise ValueError("schedules: expected boundaries, got a schedule without")
-    full: Sequence[bool] = [layer.window == 0 for layer in dense.decoder.layers]
-    layers = mine.resolve(full).layers
+    layers = mine.resolve(full_attention(dense.decoder)).layers
     if len(layers) != len(mine.boundaries):
         raise ValueError(f"schedules: expected boundaries in different layers, got {layers}")
     boundaries: list[Boundary] = [
@@ -126,13 +116,30 @@ def _placed(schedule: PruningSchedule, dense: DenseModel, model: str) -> Pruning
     return replace(mine, boundaries=tuple(boundaries), models={})
 
 
+def _outcomes(
+    subject: ev.Subject,
+    dense: DenseModel,
+    schedules: Sequence[PruningSchedule],
+    items: Sequence[ev.Item],
+    new_tokens: int,
+) -> Iterator[dict[str, Any]]:
+    """What comes of every schedule on every item."""
+    begins = sorted({schedule.boundaries[0].layer or 0 for schedule in schedules})
+    for item in track(items, "items"):
+        ids = subject.encode(item).ids
+        most = min(new_tokens, max(1, item.max_new_tokens))
+        if (fault := subject.too_long(item, ids.numel(), most)) is not None:
+            raise CommandError(f"schedules: {fault}")
+        reference = dense.reference(ids, most, subject.stop, begins)
+        for number, schedule in enumerate(schedules):
+            outcome = asdict(trial.run(dense.decoder, schedule, reference))
+            outcome["ratio"] = outcome["dense_operations"] / outcome["operations"]
+            outcome |= {"item": item.id, "task": item.task, "category": item.category}
+            yield {"schedule": number, "length": item.target_tokens, **outcome}
+
+
 def _mean(outcomes: Sequence[dict[str, Any]], figure: str) -> float:
-    """Of the tasks of a category, then of the categories."""
-    tasks: dict[str, dict[str, list[float]]] = {}
-    for outcome in outcomes:
-        mine = tasks.setdefault(outcome["category"], {}).setdefault(outcome["task"], [])
-        mine.append(outcome[figure])
-    return fmean(fmean(fmean(values) for values in of.values()) for of in tasks.values())
+    return balanced_mean((o["category"], o["task"], o[figure]) for o in outcomes)
 
 
 def _table(

@@ -11,23 +11,24 @@ is about `--keep`. Mean over the items of a task, then over the tasks.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import track
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from lazyllm_ext.lab.bench.machine import describe
 from lazyllm_ext.lab.evaluation import read_tasks
 from lazyllm_ext.lab.evaluation.subject import Subject
 from lazyllm_ext.lab.evaluation.tasks import Item
+from lazyllm_ext.lab.tools.files import write_pair
+from lazyllm_ext.lab.tools.machine import describe
+from lazyllm_ext.lab.tools.tables import markdown_table
+from lazyllm_ext.progress_bar import track
 
 WINDOW, FIRST = 32, 4
 
@@ -159,20 +160,17 @@ def _write(
         "items": counts,
         "machine": describe(),
     }
-    result = json.dumps({**head, "recall by layer": curves}, indent=1)
-    Path(f"{path}.json").write_text(result + "\n", encoding="utf-8")
     layers = range(len(next(iter(curves.values()))))
-    rows = [["scores", *map(str, layers)], ["---", *("---" for _ in layers)]]
-    rows += [[name, *(f"{100 * x:.0f}" for x in curve)] for name, curve in curves.items()]
+    rows = [[name, *(f"{100 * x:.0f}" for x in curve)] for name, curve in curves.items()]
     text = [
         f"# Recall of the answer's tokens by layer: {head['model']}",
         "",
         f"In percent, among the best {100 * arguments.keep:g} % of the tokens; prompts of "
         f"{arguments.target_tokens} tokens: {sum(counts.values())} items of {', '.join(counts)}.",
         "",
-        *("| " + " | ".join(row) + " |" for row in rows),
+        *markdown_table(["scores", *map(str, layers)], rows),
     ]
-    Path(f"{path}.md").write_text("\n".join(text) + "\n", encoding="utf-8")
+    write_pair(path, {**head, "recall by layer": curves}, text)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ and every run starts itself again there. Results are kept in build/snapkv-record
 same command goes on from there, and writes the tables when all items are done.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -29,10 +28,12 @@ from lazyllm_ext.cli.bench import command_line
 from lazyllm_ext.cli.errors import CommandError, as_input_error
 from lazyllm_ext.cli.loading import find_folder, load
 from lazyllm_ext.lab import evaluation as ev
-from lazyllm_ext.lab.bench import machine
+from lazyllm_ext.lab.bench.request import numbers
 from lazyllm_ext.lab.evaluation.report import to_markdown
 from lazyllm_ext.lab.evaluation.sessions import PlainSession
 from lazyllm_ext.lab.evaluation.subject import Prompt
+from lazyllm_ext.lab.tools import machine
+from lazyllm_ext.lab.tools.files import write_pair
 
 HERE = Path(__file__).resolve().parent
 ENVIRONMENT = HERE.parent / "build" / "snapkv"
@@ -100,7 +101,7 @@ def compare(
             f"snapkv: expected 0 < keep <= 1 and a limit from 1 on, got {keep} and {limit}"
         )
     with as_input_error(ValueError):
-        nominal = [int(length) for length in lengths.split(",")]
+        nominal = numbers("lengths", lengths)
         items = ev.choose(ev.read_tasks(tasks).items, nominal, limit).items
     if Path(sys.prefix).resolve() != ENVIRONMENT:
         _install()
@@ -109,10 +110,7 @@ def compare(
     report = _evaluate(folder, items, [ev.parse_contender("dense"), snapkv(keep)])
     about = {"command": command_line(), **machine.describe(), "kvpress": version("kvpress")}
     text = [to_markdown(report), NOTE, "", *(f"- {key}: {about[key]}" for key in about)]
-    path = HERE / "results" / name
-    content = json.dumps({**about, "note": NOTE, **report.to_dict()}, indent=1)
-    Path(f"{path}.json").write_text(content + "\n", encoding="utf-8")
-    Path(f"{path}.md").write_text("\n".join(text) + "\n", encoding="utf-8")
+    write_pair(HERE / "results" / name, {**about, "note": NOTE, **report.to_dict()}, text)
     print("\n".join(text))
 
 
@@ -133,7 +131,7 @@ def _install() -> None:
     marker.touch()
 
 
-def _evaluate(folder: Path, items: Any, contenders: list[ev.Contender]) -> ev.Report:
+def _evaluate(folder: Path, items: Any, contenders: list[ev.Contender]) -> ev.EvaluationReport:
     """The report of these items; those that are finished already are not run again."""
     tokenizer, model = load(folder, "float32", "cpu")
     subject, records = ev.Subject(model, tokenizer), ev.Records(RECORDS)

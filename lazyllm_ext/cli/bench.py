@@ -8,10 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lazyllm_ext.lab.bench import BenchError, Request, measure
-from lazyllm_ext.lab.bench.plots import can_draw, draw
-from lazyllm_ext.lab.bench.report import ceilings_table, show, tables, write
+from lazyllm_ext.lab.bench import BenchError, BenchRequest, measure
+from lazyllm_ext.lab.bench.plots import draw
+from lazyllm_ext.lab.bench.report import ceilings_table, tables, write
 from lazyllm_ext.lab.bench.request import RANDOM, numbers
+from lazyllm_ext.lab.tools.figures import can_draw
+from lazyllm_ext.lab.tools.tables import show
 
 from .errors import CommandError, as_input_error
 from .loading import find_folder, pick_device
@@ -20,7 +22,9 @@ if TYPE_CHECKING:
     from lazyllm_ext.lab.bench.model import Model
 
 
-def make_request(model: str, lengths: str, rounds: str, schedules: str, **more: Any) -> Request:
+def make_request(
+    model: str, lengths: str, rounds: str, schedules: str, **more: Any
+) -> BenchRequest:
     """The command's options, with commas between lengths, rounds and schedules.
 
     Raises:
@@ -29,7 +33,7 @@ def make_request(model: str, lengths: str, rounds: str, schedules: str, **more: 
     device = pick_device(more.pop("device"))
     folder = model if model.startswith(RANDOM) else str(find_folder(model, quiet=False))
     with as_input_error(ValueError):
-        return Request(
+        return BenchRequest(
             model=folder,
             lengths=numbers("prompt lengths", lengths),
             rounds=numbers("rounds", rounds),
@@ -40,7 +44,7 @@ def make_request(model: str, lengths: str, rounds: str, schedules: str, **more: 
 
 
 def bench(
-    request: Request,
+    request: BenchRequest,
     output: Path | None,
     as_json: bool = False,
     verify_more: Callable[[Model, str], None] = lambda model, schedule: None,

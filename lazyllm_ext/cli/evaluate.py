@@ -18,10 +18,10 @@ from rich.table import Table
 from lazyllm_ext.lab.evaluation import (
     Contender,
     Evaluation,
+    EvaluationReport,
     Item,
     Processes,
     Records,
-    Report,
     Subject,
     Tasks,
     choose,
@@ -35,9 +35,9 @@ from lazyllm_ext.lab.evaluation import (
     write_page,
     write_report,
 )
-from lazyllm_ext.lab.evaluation.plots import require_matplotlib
 from lazyllm_ext.lab.evaluation.report import HEADINGS, cells
 from lazyllm_ext.lab.evaluation.summary import heading
+from lazyllm_ext.lab.tools.figures import require_matplotlib
 
 from .errors import CommandError, as_input_error
 from .loading import find_folder, load, pick_device
@@ -222,7 +222,7 @@ def _bar(total: int, shown: bool) -> Iterator[Any]:
         yield advance
 
 
-def _show(report: Report) -> None:
+def _show(report: EvaluationReport) -> None:
     """The tables on standard output; in a file as wide as they are."""
     console = Console(highlight=False)
     if not console.is_terminal:

@@ -12,8 +12,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lazyllm_ext.lab.evaluation import Item, Subject
-from lazyllm_ext.lab.evaluation.plots import require_matplotlib
 from lazyllm_ext.lab.evaluation.tasks import files_of
+from lazyllm_ext.lab.tools.figures import require_matplotlib
 from lazyllm_ext.lab.tune import (
     Outcome,
     Tuning,

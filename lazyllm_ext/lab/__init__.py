@@ -1,4 +1,5 @@
 """Measuring: speed (`bench`), quality (`evaluation`), and the schedule that fits both (`tune`).
 
-Only the command line imports this; nothing that computes does.
+`tools` is what they share; drawing needs the extra `lab`. Only the command line imports this,
+nothing that computes.
 """

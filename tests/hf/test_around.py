@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import lazyllm_ext
-from lazyllm_ext.lab.cost import prefill_operations
+from lazyllm_ext.lab.tools.cost import prefill_operations
 
 from .tiny import PRUNING, assert_same_generation, generate, keep_all, left_padded, tiny_model
 

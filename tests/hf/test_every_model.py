@@ -15,7 +15,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 import lazyllm_ext
 from lazyllm_ext.hf import SUPPORTED
 from lazyllm_ext.hf.models.families import REASONS
-from lazyllm_ext.lab.cost import prefill_operations
+from lazyllm_ext.lab.tools.cost import prefill_operations
 
 from .every_model import (
     EVERY_TYPE,

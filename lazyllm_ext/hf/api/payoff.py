@@ -12,12 +12,12 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, TextColumn
 from torch import Tensor
 
 from lazyllm_ext.decoder import LazyDecoder
 from lazyllm_ext.hf.models.build import build_decoder
+from lazyllm_ext.progress_bar import progress_bar
 from lazyllm_ext.schedule import PruningSchedule
 
 NEVER = 2**31 - 1  # more tokens than any prompt has
@@ -126,19 +126,13 @@ def _seconds(decoder: LazyDecoder, ids: Tensor) -> float:
 @contextmanager
 def _bar() -> Iterator[Callable[[int], None]]:
     """A bar on a terminal: lengths tried, of the seconds that the search may take."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda tokens: None
-        return
-    # Drawn between measurements and not by a thread, which would take time from them.
     columns = (TextColumn("min_tokens: {task.description}"), BarColumn())
-    with Progress(*columns, console=console, transient=True, auto_refresh=False) as progress:
-        task = progress.add_task("", total=_SECONDS)
+    with progress_bar(*columns, total=_SECONDS) as draw:
         began = perf_counter()
 
         def show(tokens: int) -> None:
             done = min(perf_counter() - began, _SECONDS)
             said = f"{tokens:,} tokens, with and without dropping"
-            progress.update(task, completed=done, description=said, refresh=True)
+            draw(completed=done, description=said)
 
         yield show

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from statistics import linear_regression
 from typing import Any
 
 import torch
@@ -57,11 +58,8 @@ def exponent(lengths: Sequence[int], seconds: Sequence[float]) -> float | None:
     pairs = list(zip(lengths, seconds, strict=True))[-_LAST:]
     if len(pairs) < 2 or min(took for _, took in pairs) <= 0:
         return None
-    x = [math.log(n) for n, _ in pairs]
-    y = [math.log(took) for _, took in pairs]
-    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
-    slope = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
-    return slope / sum((a - mean_x) ** 2 for a in x)
+    x, y = zip(*((math.log(n), math.log(took)) for n, took in pairs), strict=True)
+    return linear_regression(x, y).slope
 
 
 def growth(lengths: Sequence[int], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -11,22 +11,22 @@ import torch
 from rich.console import Console
 
 from lazyllm_ext.decoder import LazyDecoder
-from lazyllm_ext.lab.cost import prefill_operations
+from lazyllm_ext.lab.tools.cost import prefill_operations
+from lazyllm_ext.lab.tools.machine import ceilings, describe
+from lazyllm_ext.lab.tools.timing import interleave, ratio, spread
 
 from .fit import growth
-from .machine import ceilings, describe
 from .memory import peak_bytes
-from .model import Model, Run
-from .parts import PARTS, profile_prefill
-from .request import Request
-from .timing import interleave, ratio, spread
+from .model import Generation, Model
+from .parts import profile_prefill
+from .request import BenchRequest
 from .verify import verify_dense
 
 _WARM_UP_TOKENS = 64
 
 
 def measure(
-    request: Request, verify_more: Callable[[Model, str], None] = lambda model, schedule: None
+    request: BenchRequest, verify_more: Callable[[Model, str], None] = lambda model, schedule: None
 ) -> dict[str, Any]:
     """Everything that the request asks for, as JSON takes it.
 
@@ -67,7 +67,7 @@ def measure(
     return result
 
 
-def _compile(model: Model, request: Request) -> dict[str, Any]:
+def _compile(model: Model, request: BenchRequest) -> dict[str, Any]:
     """Seconds of the compiled model's first generation; the reason where there is no compiler."""
     try:
         first = model.generate("compiled", model.prompt(request.lengths[0]), request.new_tokens)
@@ -80,7 +80,7 @@ def _compile(model: Model, request: Request) -> dict[str, Any]:
 
 
 def _measure_length(
-    model: Model, contenders: list[str], tokens: int, rounds: int, request: Request
+    model: Model, contenders: list[str], tokens: int, rounds: int, request: BenchRequest
 ) -> dict[str, Any]:
     """One row per contender for a prompt of `tokens` tokens."""
     say = Console(stderr=True).print
@@ -113,7 +113,7 @@ def _measure_length(
     return rows
 
 
-def _operations(model: Model, contender: str, tokens: int, run: Run) -> dict[str, int]:
+def _operations(model: Model, contender: str, tokens: int, run: Generation) -> dict[str, int]:
     """Operations of the prefill, by kind."""
     ours = contender != "transformers"
     decoder = LazyDecoder.from_model(model.model, contender if ours else "dense")
@@ -121,7 +121,7 @@ def _operations(model: Model, contender: str, tokens: int, run: Run) -> dict[str
     return asdict(prefill_operations(decoder, tokens, run.kept or (), last_rows))
 
 
-def _times(name: str, runs: dict[str, list[Run]]) -> dict[str, Any]:
+def _times(name: str, runs: dict[str, list[Generation]]) -> dict[str, Any]:
     """Medians and spreads, and the ratios to transformers and to `dense` in the same rounds."""
     row: dict[str, Any] = {}
     for field, key in (("ttft", "ttft_s"), ("per_token", "decode_s_per_token"),
@@ -134,7 +134,7 @@ def _times(name: str, runs: dict[str, list[Run]]) -> dict[str, Any]:
     return row
 
 
-def _bytes(run: Run) -> dict[str, Any]:
+def _bytes(run: Generation) -> dict[str, Any]:
     held = run.kv_bytes + run.aux_bytes
     return {
         "kv_bytes": run.kv_bytes,
@@ -147,9 +147,3 @@ def _add_ideal(row: dict[str, Any], dense: dict[str, Any]) -> None:
     """How much of the gain that fewer operations allow was reached; 1: all of it."""
     allowed = sum(dense["operations"].values()) / sum(row["operations"].values())
     row["of_ideal"] = row["ttft_dense_over_this"] / allowed
-
-
-def shares(row: dict[str, Any]) -> dict[str, float]:
-    """Parts of a profiled row, as parts of one."""
-    total = sum(row["parts_s"].values())
-    return {part: row["parts_s"][part] / total for part in PARTS}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -12,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
-from transformers.generation.streamers import BaseStreamer
 
 import lazyllm_ext
 from lazyllm_ext import state as book
 from lazyllm_ext.hf.models.versions import CACHE_NAME
+from lazyllm_ext.lab.tools.clock import TokenClock
+from lazyllm_ext.lab.tools.cost import active_sets
 
-from .request import RANDOM, Request
+from .request import RANDOM, BenchRequest
 
 # Shapes that random weights can take: where only time and memory are looked at.
 SHAPES: dict[str, dict[str, Any]] = {
@@ -50,26 +50,9 @@ SHAPES: dict[str, dict[str, Any]] = {
 _CONTEXT = 131072  # of the shapes; rotary embeddings do not care
 
 
-class Clock(BaseStreamer):
-    """Remembers when each token arrived; the prompt comes first and is not counted."""
-
-    def __init__(self) -> None:
-        self.begin = time.perf_counter()
-        self.times: list[float] = []
-        self.prompt = True
-
-    def put(self, value: Tensor) -> None:
-        if not self.prompt:
-            self.times.append(time.perf_counter() - self.begin)
-        self.prompt = False
-
-    def end(self) -> None:
-        pass
-
-
 @dataclass(frozen=True)
-class Run:
-    """One generation.
+class Generation:
+    """One generation by one contender.
 
     Attributes:
         ttft: seconds until the first token was there.
@@ -125,7 +108,7 @@ class Model:
         repeats = (start + tokens) // self.text.numel() + 1
         return self.text.repeat(repeats)[start : start + tokens].to(self.device)
 
-    def check_context(self, request: Request) -> None:
+    def check_context(self, request: BenchRequest) -> None:
         """Raises ValueError for a prompt that the model was not made for."""
         limit = getattr(self.model.config, "max_position_embeddings", None)
         longest = request.lengths[-1] + request.new_tokens
@@ -160,7 +143,7 @@ class Model:
         ids: Tensor,
         new_tokens: int,
         around: Callable[[lazyllm_ext.Lazy | None], AbstractContextManager[Any]] = nullcontext,
-    ) -> Run:
+    ) -> Generation:
         """One timed greedy generation of exactly `new_tokens` tokens for [n] ids.
 
         Args:
@@ -169,7 +152,7 @@ class Model:
         """
         with self.under(contender) as lazy, around(lazy):
             self.synchronize()
-            clock = Clock()
+            clock = TokenClock()
             result = self.model.generate(
                 ids[None],
                 attention_mask=torch.ones_like(ids[None]),
@@ -180,8 +163,7 @@ class Model:
                 pad_token_id=0,
                 return_dict_in_generate=True,
             )
-            generation = time.perf_counter() - clock.begin
-            first, last = clock.times[0], clock.times[-1]
+            generation = clock.seconds()
             cache = result[CACHE_NAME]
             if lazy is None:
                 kv = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
@@ -193,11 +175,11 @@ class Model:
                     "aux_bytes": cache.aux_nbytes(),
                     "needed_bytes": _needed(lazy, cache.state),
                 }
-                boundaries = len(lazy.decoder.boundaries)
-                kept = [book.active(cache.state, s + 1, 0) for s in range(boundaries)]
-        per_token = (last - first) / max(1, new_tokens - 1)
+                kept = active_sets(lazy.decoder, cache.state)
         tokens = result.sequences[0, ids.numel() :].tolist()
-        return Run(first, per_token, generation, **stored, tokens=tokens, kept=kept)
+        return Generation(
+            clock.ttft, clock.per_token, generation, **stored, tokens=tokens, kept=kept
+        )
 
     def synchronize(self) -> None:
         """Wait for what runs on a GPU."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -11,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from lazyllm_ext import Lazy
+from lazyllm_ext.lab.tools.clock import Clock
 
-from .model import Model, Run
+from .model import Generation, Model
 
 _LINEAR = "lazyllm_ext.lab.bench: projections and MLP"
 
@@ -26,7 +26,9 @@ _RANGES = {
 PARTS = (*_RANGES, "rest")
 
 
-def profile_prefill(model: Model, contender: str, ids: Tensor) -> tuple[dict[str, float], Run]:
+def profile_prefill(
+    model: Model, contender: str, ids: Tensor
+) -> tuple[dict[str, float], Generation]:
     """Seconds of every part of one prefill of [n] ids, up to its first token, and that run.
 
     `rest` is what the others leave of the whole: norms, activations between, rotary embedding,
@@ -41,10 +43,10 @@ def profile_prefill(model: Model, contender: str, ids: Tensor) -> tuple[dict[str
         return _marked(_projections(model.model if lazy is None else lazy.decoder))
 
     with torch.profiler.profile(activities=kinds) as profile:
-        begin = time.perf_counter()
+        clock = Clock()
         run = model.generate(contender, ids, 1, around=marked)
         model.synchronize()
-        total = time.perf_counter() - begin
+        total = clock()
     spent: dict[str, float] = {}
     for event in profile.key_averages():
         took = event.device_time_total if gpu else event.cpu_time_total
@@ -52,6 +54,12 @@ def profile_prefill(model: Model, contender: str, ids: Tensor) -> tuple[dict[str
         spent[event.key] = max(spent.get(event.key, 0.0), took * 1e-6)
     parts = {part: sum(spent.get(name, 0.0) for name in names) for part, names in _RANGES.items()}
     return {**parts, "rest": max(0.0, total - sum(parts.values()))}, run
+
+
+def shares(row: dict[str, Any]) -> dict[str, float]:
+    """Parts of a profiled row, as parts of one."""
+    total = sum(row["parts_s"].values())
+    return {part: row["parts_s"][part] / total for part in PARTS}
 
 
 def _projections(model: nn.Module) -> list[nn.Module]:

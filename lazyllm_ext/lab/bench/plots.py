@@ -6,51 +6,36 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .measure import shares
-from .parts import PARTS
+from lazyllm_ext.lab.tools.figures import finish, panels, require_matplotlib
+
+from .parts import PARTS, shares
 
 _WIDTH, _HEIGHT = 4.2, 3.2  # inches, of one panel
-
-
-def can_draw() -> bool:
-    """Whether matplotlib is installed."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        return False
-    return True
+_BAR_WIDTH = 2.2
 
 
 def draw(stem: Path, result: dict[str, Any]) -> list[Path]:
     """Draw a result of several lengths; the files, which stand beside `stem`.
 
     Raises:
-        ImportError: matplotlib is not installed.
+        ValueError: matplotlib is not installed.
     """
-    import matplotlib
+    require_matplotlib()
+    from matplotlib import rc_context
 
-    matplotlib.use("Agg")
-    matplotlib.rcParams.update({"svg.hashsalt": "lazyllm_ext", "font.size": 8})
     stem.parent.mkdir(parents=True, exist_ok=True)
     drawn = {"time": _time, "bytes": _bytes, "parts": _parts}
     files = []
-    for name, draw_one in drawn.items():
-        figure = draw_one(result["lengths"])
-        files.append(stem.with_name(f"{stem.name}-{name}.svg"))
-        figure.savefig(files[-1], metadata={"Date": None}, bbox_inches="tight")
+    with rc_context({"svg.hashsalt": "lazyllm_ext", "font.size": 8}):  # the same bytes each time
+        for name, draw_one in drawn.items():
+            figure = draw_one(result["lengths"])
+            files.append(stem.with_name(f"{stem.name}-{name}.svg"))
+            figure.savefig(files[-1], metadata={"Date": None}, bbox_inches="tight")
     return files
 
 
-def _panels(count: int) -> tuple[Any, list[Any]]:
-    """A figure of its own, not pyplot's, and its axes in a row."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(_WIDTH * count, _HEIGHT), layout="constrained")
-    return figure, list(figure.subplots(1, count, squeeze=False)[0])
-
-
 def _time(lengths: list[dict[str, Any]]) -> Any:
-    figure, (ttft, decode) = _panels(2)
+    figure, (ttft, decode) = panels(2, _WIDTH, _HEIGHT)
     _lines(ttft, lengths, lambda row: row["ttft_s"], 1, "time to first token, s")
     _lines(decode, lengths, lambda row: row["decode_s_per_token"], 1e3, "decoding, ms per token")
     ttft.set_yscale("log")
@@ -60,7 +45,7 @@ def _time(lengths: list[dict[str, Any]]) -> Any:
 
 
 def _bytes(lengths: list[dict[str, Any]]) -> Any:
-    figure, (held, peak) = _panels(2)
+    figure, (held, peak) = panels(2, _WIDTH, _HEIGHT)
     _lines(held, lengths, lambda row: _point(row["kv_bytes"] + row["aux_bytes"]), 1e-6,
            "keys, values and waiting tokens, MB")  # fmt: skip
     _lines(peak, lengths, lambda row: _point(row.get("peak_bytes")), 1e-6, "peak of a prefill, MB")
@@ -86,16 +71,10 @@ def _lines(
         above = [(point["max"] - point["median"]) * factor for _, point in found]
         tokens = [tokens for tokens, _ in found]
         axes.errorbar(tokens, middle, (below, above), label=name, marker="o", ms=3, capsize=2)
-    _token_axis(axes, lengths)
-    axes.set_ylabel(label)
-    axes.grid(alpha=0.3)
-
-
-def _token_axis(axes: Any, lengths: list[dict[str, Any]]) -> None:
+    ticks = [entry["tokens"] for entry in lengths]
     axes.set_xscale("log", base=2)
-    axes.set_xticks([entry["tokens"] for entry in lengths])
-    axes.set_xticklabels([str(entry["tokens"]) for entry in lengths])
-    axes.set_xlabel("tokens of the prompt")
+    axes.set_xticks(ticks, map(str, ticks))
+    finish(axes, "tokens of the prompt", label, legend=None)
 
 
 def _point(value: float | None) -> dict[str, float] | None:
@@ -105,10 +84,9 @@ def _point(value: float | None) -> dict[str, float] | None:
 def _parts(lengths: list[dict[str, Any]]) -> Any:
     """Stacked shares, a panel per contender."""
     names = [name for name, row in lengths[0]["rows"].items() if "parts_s" in row]
-    figure, panels = _panels(len(names))
-    figure.set_size_inches(2.2 * len(names), _HEIGHT)
+    figure, bars = panels(len(names), _BAR_WIDTH, _HEIGHT)
     places = range(len(lengths))
-    for axes, name in zip(panels, names, strict=True):
+    for axes, name in zip(bars, names, strict=True):
         split = [shares(entry["rows"][name]) for entry in lengths]
         bottom = [0.0] * len(lengths)
         for part in PARTS:
@@ -117,6 +95,6 @@ def _parts(lengths: list[dict[str, Any]]) -> Any:
             bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
         axes.set_xticks(places, [str(entry["tokens"]) for entry in lengths], rotation=90)
         axes.set_title(name)
-    panels[0].set_ylabel("% of TTFT")
-    panels[-1].legend(loc="lower right")
+    bars[0].set_ylabel("% of TTFT")
+    bars[-1].legend(loc="lower right")
     return figure

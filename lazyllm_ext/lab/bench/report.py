@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-from .measure import shares
-from .parts import PARTS
+from lazyllm_ext.lab.tools.files import write_pair
+from lazyllm_ext.lab.tools.tables import markdown, number, table_of
+
+from .parts import PARTS, shares
 
 _PART_NAMES = {
     "projections_mlp": "projections + MLP %",
@@ -44,18 +44,18 @@ def _speed(title: str, rows: dict[str, Any]) -> Table:
         lines.append(
             [
                 name,
-                _number(row["ttft_s"]["median"], 2),
+                number(row["ttft_s"]["median"], 2),
                 _spread(row["ttft_s"], 1, 2),
                 # `dense` is what the kernels do alone; the same factor is in every other row.
-                _number(rows["dense"]["ttft_transformers_over_this"], 2) if _ours(name) else "",
-                _number(row["ttft_dense_over_this"], 2) if _ours(name) else "",
-                _number(row["ttft_transformers_over_this"], 2),
-                _number(row.get("of_ideal"), 2),
-                _number(row["decode_s_per_token"]["median"] * 1e3, 1),
+                number(rows["dense"]["ttft_transformers_over_this"], 2) if _ours(name) else "",
+                number(row["ttft_dense_over_this"], 2) if _ours(name) else "",
+                number(row["ttft_transformers_over_this"], 2),
+                number(row.get("of_ideal"), 2),
+                number(row["decode_s_per_token"]["median"], 1, 1e3),
                 _spread(row["decode_s_per_token"], 1e3, 1),
-                _number(row["decode_transformers_over_this"], 2),
-                _number(row["generation_s"]["median"], 2),
-                _number(row["generation_transformers_over_this"], 2),
+                number(row["decode_transformers_over_this"], 2),
+                number(row["generation_s"]["median"], 2),
+                number(row["generation_transformers_over_this"], 2),
             ]
         )
     return table_of(title, header, lines)
@@ -67,7 +67,7 @@ def _parts(title: str, lengths: list[dict[str, Any]]) -> Table:
         for name, row in entry["rows"].items():
             if "parts_s" in row:
                 share = shares(row)
-                figures = [_number(share[part] * 100, 2) for part in PARTS]
+                figures = [number(share[part], 2, 100) for part in PARTS]
                 lines.append([str(entry["tokens"]), name, *figures])
     return table_of(title, ["tokens", "", *_PART_NAMES.values()], lines)
 
@@ -84,12 +84,12 @@ def _memory(title: str, lengths: list[dict[str, Any]]) -> Table:
                 [
                     str(entry["tokens"]),
                     name,
-                    _number(row["kv_bytes"] * 1e-6, 1),
-                    _number(row["aux_bytes"] * 1e-6, 1),
-                    _number((row["kv_bytes"] + row["aux_bytes"]) / base["kv_bytes"], 2),
-                    _number(row["held_over_needed"], 3) if _ours(name) else "",
-                    _number(None if peak is None else peak * 1e-6, 0),
-                    _number(peak / base["peak_bytes"], 2) if peak and base["peak_bytes"] else "",
+                    number(row["kv_bytes"], 1, 1e-6),
+                    number(row["aux_bytes"], 1, 1e-6),
+                    number((row["kv_bytes"] + row["aux_bytes"]) / base["kv_bytes"], 2),
+                    number(row["held_over_needed"], 3) if _ours(name) else "",
+                    number(peak, 0, 1e-6),
+                    number(peak / base["peak_bytes"], 2) if peak and base["peak_bytes"] else "",
                 ]
             )
     return table_of(title, header, lines)
@@ -102,28 +102,26 @@ def _growth(title: str, growths: dict[str, Any]) -> Table:
     lines = []
     for name, growth in growths.items():
         fit = growth["fit"] or {}
-        scaled = [
-            _number(None if key not in fit else fit[key] * factor, places)
-            for key, factor, places in (
-                ("constant", 1, 3),
-                ("linear", 1e6, 1),
-                ("quadratic", 1e9, 3),
-                ("worst", 100, 1),
-            )
-        ]
-        shared = [
-            _number(None if growth[key] is None else growth[key] * 100, 1)
-            for key in ("quadratic_share", "attention_share")
-        ]
-        rates = [_number(growth.get(f"{key}_gflop_per_s"), 1) for key in ("linear", "attention")]
-        lines.append([name, *scaled, *shared, *rates])
+        lines.append(
+            [
+                name,
+                number(fit.get("constant"), 3),
+                number(fit.get("linear"), 1, 1e6),
+                number(fit.get("quadratic"), 3, 1e9),
+                number(fit.get("worst"), 1, 100),
+                number(growth["quadratic_share"], 1, 100),
+                number(growth["attention_share"], 1, 100),
+                number(growth.get("linear_gflop_per_s"), 1),
+                number(growth.get("attention_gflop_per_s"), 1),
+            ]
+        )
     return table_of(title, header, lines)
 
 
 def _exponents(title: str, growths: dict[str, Any]) -> Table:
     keys = ["ttft", "operations", *PARTS]
     lines = [
-        [name, *(_number(growth["exponents"].get(key), 2) for key in keys)]
+        [name, *(number(growth["exponents"].get(key), 2) for key in keys)]
         for name, growth in growths.items()
     ]
     names = [name.removesuffix(" %") for name in _PART_NAMES.values()]
@@ -132,29 +130,9 @@ def _exponents(title: str, growths: dict[str, Any]) -> Table:
 
 def ceilings_table(ceilings: dict[str, float]) -> Table:
     """What the machine reached at best in the same run."""
-    line = [_number(value, 1) for value in ceilings.values()]
+    line = [number(value, 1) for value in ceilings.values()]
     header = ["copy GB/s", "float32 product GFLOP/s", "bfloat16 product GFLOP/s"]
     return table_of("the machine's ceilings", header, [line])
-
-
-def table_of(title: str, header: list[str], lines: list[list[str]]) -> Table:
-    """A table from plain strings; the first columns are names, figures stand on the right."""
-    table = Table(title=title, title_justify="left")
-    for name in header:
-        table.add_column(name, justify="right" if name else "left")
-    for line in lines:
-        table.add_row(*line)
-    return table
-
-
-def markdown(table: Table) -> list[str]:
-    """A rich table as Markdown lines."""
-    columns = [list(column.cells) for column in table.columns]
-    head = "| " + " | ".join(str(column.header) for column in table.columns) + " |"
-    rows = [
-        "| " + " | ".join(str(cell) for cell in row) + " |" for row in zip(*columns, strict=True)
-    ]
-    return [head, "|" + " --- |" * len(columns), *rows]
 
 
 def write(
@@ -165,33 +143,17 @@ def write(
     Raises:
         OSError: the files cannot be written.
     """
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    content = {"command": command, **result}
-    stem.with_name(f"{stem.name}.json").write_text(
-        json.dumps(content, indent=1) + "\n", encoding="utf-8"
-    )
     lines = [f"# {stem.name}", "", f"`{command}`", ""]
     lines += [f"- {key}: {value}" for key, value in result["machine"].items()]
     for table in shown:
         lines += ["", f"## {table.title}", "", *markdown(table)]
     for figure in figures:
         lines += ["", f"![{figure.stem}]({figure.name})"]
-    stem.with_name(f"{stem.name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def show(shown: list[Table]) -> None:
-    """Print the tables on standard output."""
-    console = Console(highlight=False)
-    for table in shown:
-        console.print(table)
+    write_pair(stem, {"command": command, **result}, lines)
 
 
 def _ours(name: str) -> bool:
     return name not in ("transformers", "compiled")
-
-
-def _number(value: float | None, places: int) -> str:
-    return "" if value is None else f"{value:.{places}f}"
 
 
 def _spread(values: dict[str, float], factor: float, places: int) -> str:

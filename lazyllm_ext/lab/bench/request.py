@@ -15,7 +15,7 @@ class BenchError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Request:
+class BenchRequest:
     """The measurement's options.
 
     Attributes:

@@ -11,11 +11,11 @@ from .longbench import DATA_SETS, LongBench, cut_prompts, read_longbench
 from .metrics import METRICS, score
 from .page import write_page
 from .processes import Processes, sharing
-from .report import Report, make_report, write_report
+from .report import write_report
 from .results import Record, Records, model_digest
 from .runner import Evaluation
 from .subject import Subject
-from .summary import Row, summarize
+from .summary import EvaluationReport, Row, make_report, summarize
 from .tasks import Item, Tasks, choose, read_tasks
 
 __all__ = [
@@ -23,12 +23,12 @@ __all__ = [
     "METRICS",
     "Contender",
     "Evaluation",
+    "EvaluationReport",
     "Item",
     "LongBench",
     "Processes",
     "Record",
     "Records",
-    "Report",
     "Row",
     "Subject",
     "Tasks",

@@ -15,7 +15,7 @@ from bisect import bisect_right
 import torch
 from torch import Tensor
 
-from lazyllm_ext.lab.cost import prefill_operations
+from lazyllm_ext.lab.tools.cost import prefill_operations
 
 from .sessions import Kept, Reduction
 from .subject import Prompt, Subject
@@ -46,7 +46,7 @@ def compress(subject: Subject, item: Item, prompt: Prompt, keep: float) -> Reduc
     pass_ = prefill_operations(subject.dense_decoder, scored, last_rows=scored)
     return Reduction(
         ids=shorter.ids,
-        positions=None,
+        positions=torch.arange(k, device=shorter.ids.device),
         following=k,
         kept=Kept(-1, _kept_tokens(prompt, text, words, chosen)),
         operations=pass_.total + pass_.lm_head * (scored - 1),

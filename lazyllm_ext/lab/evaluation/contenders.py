@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,10 @@ class Contender:
     def kind(self, task: str, category: str) -> str | None:
         """Of its kinds the one that stands for such items, if there is one."""
         return next((name for name in (task, category) if name in self.kinds), None)
+
+    def title(self, task: str, category: str) -> str:
+        """Its name, and the kind that stands for such items."""
+        return ": ".join(filter(None, (self.name, self.kind(task, category))))
 
     def of(self, item: Item) -> Contender:
         """What reads this item: its kind's, or this itself where there are no kinds."""
@@ -162,7 +167,7 @@ def _with_keep(kind: str, keep: float) -> Contender:
 
     @contextmanager
     def open(subject: Subject, item: Item, prompt: Prompt, seed: int) -> Iterator[Session]:
-        yield ReducedSession(subject, prompt, lambda s, p: reduce(s, item, p, keep))
+        yield ReducedSession(subject, prompt.ids, partial(reduce, subject, item, prompt, keep))
 
     return Contender(f"{kind}:{keep:g}", {"kind": kind, "keep": keep}, open)
 

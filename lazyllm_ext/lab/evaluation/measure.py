@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,26 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lazyllm_ext.lab.tools.clock import Clock
+from lazyllm_ext.lab.tools.dense import (
+    DenseContinuation,
+    greedy,
+    kl_divergence,
+    log_probabilities,
+    nats,
+)
+
 from .metrics import score
 from .sessions import Kept, Session
-from .subject import Subject, kl_divergence, nats
+from .subject import Subject
 from .tasks import Item
 
 REFERENCE_TOKENS = 32
 PROFILE_BINS = 50
-
-
-@dataclass(frozen=True)
-class Reference:
-    """What the dense model goes on with after a prompt, greedily.
-
-    Attributes:
-        tokens: [≤ 32], the last one may end the answer.
-        log_probs: [tokens, vocab] float32, of each of them given all before.
-    """
-
-    tokens: list[int]
-    log_probs: Tensor
 
 
 @dataclass(frozen=True)
@@ -83,19 +78,9 @@ class Measured:
     kept: list[Kept]
 
 
-class Clock:
-    """Seconds since it was made."""
-
-    def __init__(self) -> None:
-        self.begin = time.perf_counter()
-
-    def __call__(self) -> float:
-        return time.perf_counter() - self.begin
-
-
 def measure(
-    subject: Subject, session: Session, item: Item, reference: Reference | None
-) -> tuple[Measured, Reference]:
+    subject: Subject, session: Session, item: Item, reference: DenseContinuation | None
+) -> tuple[Measured, DenseContinuation]:
     """Run an item once.
 
     Args:
@@ -162,32 +147,28 @@ def generate(
     """
     answer = Answer([], [], [])
     clock = Clock()
-    while len(answer.tokens) < most:
-        token = logits.argmax()
-        if len(answer.tokens) < keep_logits:
-            answer.logits.append(logits)
-        answer.tokens.append(int(token))
-        answer.seconds.append(ttft + (clock() if len(answer.tokens) > 1 else 0.0))
-        if answer.tokens[-1] in stop or len(answer.tokens) == most:
-            break
-        logits = session.step(token.view(1))[-1]
+    for token, chosen_from in greedy(logits, session.step, most, stop):
+        answer.seconds.append(ttft + (clock() if answer.tokens else 0.0))
+        answer.tokens.append(token)
+        if len(answer.logits) < keep_logits:
+            answer.logits.append(chosen_from)
     return answer
 
 
-def make_reference(subject: Subject, session: Session) -> Reference:
+def make_reference(subject: Subject, session: Session) -> DenseContinuation:
     """The dense model's own continuation, from a session that is not prefilled yet."""
     logits = session.prefill()
     answer = generate(session, logits, REFERENCE_TOKENS, subject.stop, keep_logits=REFERENCE_TOKENS)
     return reference_of(answer)
 
 
-def reference_of(answer: Answer) -> Reference:
-    """The first tokens of a dense generation, with their distributions."""
-    logits = torch.stack(answer.logits).float()
-    return Reference(answer.tokens[: logits.size(0)], logits.log_softmax(-1))
+def reference_of(answer: Answer) -> DenseContinuation:
+    """The first tokens of a dense generation, at most 32, with their distributions."""
+    count = len(answer.logits)
+    return DenseContinuation(answer.tokens[:count], log_probabilities(answer.logits))
 
 
-def divergence(session: Session, logits: Tensor, reference: Reference) -> float:
+def divergence(session: Session, logits: Tensor, reference: DenseContinuation) -> float:
     """Mean KL(dense ‖ this) in nats, when the session is made to say what the dense model says.
 
     Args:

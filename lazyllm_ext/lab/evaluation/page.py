@@ -27,11 +27,10 @@ def write_page(subject: Subject, item: Item, contenders: Sequence[Contender]) ->
     prompt = subject.encode(item)
     parts = [_head(item, prompt)]
     for contender in contenders:
-        kind = contender.kind(item.task, item.category)
         with contender.of(item).open(subject, item, prompt, 0) as session:
             session.prefill()
             kept = session.kept()
-        parts.append(_section(": ".join(filter(None, (contender.name, kind))), prompt, kept))
+        parts.append(_section(contender.title(item.task, item.category), prompt, kept))
     parts.append("</body>\n</html>\n")
     return "\n".join(parts)
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from lazyllm_ext.lab.tools.files import os_error_as
 
 FILE = "records.jsonl"
 _PART = "records-of-rank-{}.jsonl"
@@ -67,7 +68,8 @@ class Records:
         self.path = Path(folder) / FILE
         self._own = self.path if rank == 0 else Path(folder) / _PART.format(rank)
         self._by_key: dict[str, Record] = {}
-        with self._as_input_error():
+        self._fault = f"output: cannot use {str(self.path.parent)!r}"
+        with os_error_as(self._fault):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._own.touch()
             _cut_half_line(self._own)
@@ -81,18 +83,10 @@ class Records:
         Raises:
             ValueError: a file cannot be read or written.
         """
-        with self._as_input_error():
+        with os_error_as(self._fault):
             for part in sorted(self.path.parent.glob(_PART.format("*"))):
                 self._write(self._read(part))
                 part.unlink()
-
-    @contextmanager
-    def _as_input_error(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            folder = str(self.path.parent)
-            raise ValueError(f"output: cannot use {folder!r}: {error.strerror}") from error
 
     def _read(self, path: Path) -> bytes:
         """Know the records of a file; its whole lines."""

@@ -7,8 +7,10 @@ from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 from typing import Any
 
+from lazyllm_ext.lab.tools.dense import DenseContinuation
+
 from .contenders import Contender
-from .measure import REFERENCE_TOKENS, Measured, Reference, make_reference, measure, profile
+from .measure import REFERENCE_TOKENS, Measured, make_reference, measure, profile
 from .processes import ALONE, Processes
 from .results import Record, Records, key_of
 from .sessions import PlainSession
@@ -16,10 +18,15 @@ from .subject import Prompt, Subject
 from .tasks import Item
 
 _WARM_UP_CHARACTERS = 256
+# What a record has of `Measured` as the mean over the seeds.
+_MEANS = (
+    *("score", "new_tokens", "ttft_seconds", "decode_seconds"),
+    *("computed_percent", "operations", "same_first_token", "kl"),
+)
 
 
 @dataclass(frozen=True)
-class Job:
+class PendingRun:
     """One item under one contender, not finished yet."""
 
     key: str
@@ -69,19 +76,19 @@ class Evaluation:
         for contender in contenders:
             contender.check(self.items)
 
-    def pending(self) -> list[Job]:
+    def pending(self) -> list[PendingRun]:
         """What this process has to finish, in the order in which it runs."""
         ordered = sorted(self.contenders, key=lambda contender: not contender.dense)
-        jobs: dict[str, Job] = {}  # what two contenders have in common runs once
+        jobs: dict[str, PendingRun] = {}  # what two contenders have in common runs once
         for item in self.items[self.processes.rank :: self.processes.count]:
             for contender in ordered:
                 own = contender.of(item)
                 key = self._key(item, own)
                 if self.records.get(key) is None:
-                    jobs.setdefault(key, Job(key, item, own))
+                    jobs.setdefault(key, PendingRun(key, item, own))
         return list(jobs.values())
 
-    def run(self, done: Callable[[Job, Record], None] = lambda job, record: None) -> None:
+    def run(self, done: Callable[[PendingRun, Record], None] = lambda job, record: None) -> None:
         """Finish all that is pending; `done` is called after each record is written.
 
         Raises:
@@ -89,13 +96,13 @@ class Evaluation:
         """
         jobs = self.pending()
         self._warm_up(jobs)
-        by_item: dict[str, list[Job]] = {}
+        by_item: dict[str, list[PendingRun]] = {}
         for job in jobs:
             by_item.setdefault(job.item.id, []).append(job)
         for group in by_item.values():
             item = group[0].item
             prompt = self.subject.encode(item)
-            reference: Reference | None = None
+            reference: DenseContinuation | None = None
             if not group[0].contender.dense:
                 reference = make_reference(self.subject, PlainSession(self.subject, prompt.ids))
             for job in group:
@@ -115,8 +122,8 @@ class Evaluation:
         return found
 
     def _runs(
-        self, job: Job, prompt: Prompt, reference: Reference | None
-    ) -> tuple[list[Measured], Reference]:
+        self, job: PendingRun, prompt: Prompt, reference: DenseContinuation | None
+    ) -> tuple[list[Measured], DenseContinuation]:
         runs: list[Measured] = []
         for seed in range(job.contender.seeds):
             with job.contender.open(self.subject, job.item, prompt, seed) as session:
@@ -125,7 +132,7 @@ class Evaluation:
         assert reference is not None  # a contender has at least one seed
         return runs, reference
 
-    def _warm_up(self, jobs: Sequence[Job]) -> None:
+    def _warm_up(self, jobs: Sequence[PendingRun]) -> None:
         """Refuse what does not fit, and let the first calls of a process pay for the later ones."""
         if not jobs:
             return
@@ -151,13 +158,9 @@ class Evaluation:
         return self.subject.too_long(item, tokens, more)
 
 
-def _record(job: Job, prompt: Prompt, runs: Sequence[Measured]) -> Record:
+def _record(job: PendingRun, prompt: Prompt, runs: Sequence[Measured]) -> Record:
     """The mean over the seeds; output and profile are the first seed's."""
     item, tokens = job.item, prompt.ids.numel()
-
-    def mean(name: str) -> float:
-        return fmean(getattr(run, name) for run in runs)
-
     return Record(
         key=job.key,
         contender=job.contender.name,
@@ -166,16 +169,9 @@ def _record(job: Job, prompt: Prompt, runs: Sequence[Measured]) -> Record:
         category=item.category,
         length=item.target_tokens,
         prompt_tokens=tokens,
-        score=mean("score"),
         scores=[run.score for run in runs],
         also={name: fmean(run.also[name] for run in runs) for name in runs[0].also},
         output=runs[0].output,
-        new_tokens=mean("new_tokens"),
-        ttft_seconds=mean("ttft_seconds"),
-        decode_seconds=mean("decode_seconds"),
-        computed_percent=mean("computed_percent"),
-        operations=mean("operations"),
-        same_first_token=mean("same_first_token"),
-        kl=mean("kl"),
         profile=profile(runs[0].kept, tokens),
+        **{name: fmean(getattr(run, name) for run in runs) for name in _MEANS},
     )

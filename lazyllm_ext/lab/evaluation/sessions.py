@@ -10,13 +10,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from lazyllm_ext import state as bookkeeping
 from lazyllm_ext.hf import Lazy, LazyCache
 from lazyllm_ext.hf.models.versions import CACHE_NAME
-from lazyllm_ext.lab.cost import prefill_operations
+from lazyllm_ext.lab.tools.cost import active_sets, prefill_operations
 
 from .drop import RandomScores
-from .subject import Prompt, Subject
+from .subject import Subject
 
 
 @dataclass(frozen=True)
@@ -56,28 +55,20 @@ class Session(Protocol):
 
 
 class PlainSession:
-    """Plain transformers on some tokens.
+    """Plain transformers on a prompt, ids [n].
 
-    Args:
-        ids: [k] the tokens to compute.
-        positions: [k] their positions; by default 0 … k-1.
-        following: position of the first token after the prompt; by default k.
+    Attributes:
+        ids, positions: [k] what a prefill computes, the whole prompt.
+        following: position of the first token after it.
+        stored: how many tokens the cache holds.
     """
 
     stride = 64
 
-    def __init__(
-        self,
-        subject: Subject,
-        ids: Tensor,
-        positions: Tensor | None = None,
-        following: int | None = None,
-    ):
+    def __init__(self, subject: Subject, ids: Tensor):
         self.subject, self.ids = subject, ids
         self.positions = torch.arange(ids.numel(), device=ids.device)
-        if positions is not None:
-            self.positions = positions
-        self.following = ids.numel() if following is None else following
+        self.following = ids.numel()
         self.stored = 0
         self.cache: Any = None
 
@@ -158,8 +149,7 @@ class LazySession:
     def _active(self) -> list[Tensor]:
         """A_1 … A_S of the last step, token indices."""
         assert self.cache.state is not None
-        count = len(self.lazy.decoder.boundaries)
-        return [bookkeeping.active(self.cache.state, s + 1, 0) for s in range(count)]
+        return active_sets(self.lazy.decoder, self.cache.state)
 
     def operations(self) -> int:
         return prefill_operations(self.lazy.decoder, self.ids.numel(), self._active()).total
@@ -179,7 +169,7 @@ class Reduction:
 
     Attributes:
         ids: [k] what is computed instead.
-        positions: [k] their positions; None for 0 … k-1.
+        positions: [k] their positions.
         following: position of the first token after them.
         kept: tokens of the original prompt that are in it, and the layer that chose them.
         operations: what finding it took.
@@ -187,51 +177,33 @@ class Reduction:
     """
 
     ids: Tensor
-    positions: Tensor | None
+    positions: Tensor
     following: int
     kept: Kept
     operations: int
     computed_percent: float
 
 
-class ReducedSession:
+class ReducedSession(PlainSession):
     """Plain transformers on a prompt that is made shorter first; finding out how is in TTFT."""
 
-    stride = PlainSession.stride
+    reduction: Reduction  # once there is a prefill
 
-    def __init__(
-        self, subject: Subject, prompt: Prompt, reduce: Callable[[Subject, Prompt], Reduction]
-    ):
-        self.subject, self.prompt, self.reduce = subject, prompt, reduce
-        self.reduction: Reduction | None = None
-        self.plain: PlainSession | None = None
+    def __init__(self, subject: Subject, ids: Tensor, reduce: Callable[[], Reduction]):
+        super().__init__(subject, ids)
+        self.reduce = reduce
 
     def prefill(self) -> Tensor:
-        self.reduction = self.reduce(self.subject, self.prompt)
-        self.plain = PlainSession(
-            self.subject, self.reduction.ids, self.reduction.positions, self.reduction.following
-        )
-        return self.plain.prefill()
-
-    def step(self, ids: Tensor) -> Tensor:
-        return self._prefilled()[1].step(ids)
-
-    def fork(self) -> ReducedSession:
-        other = copy.copy(self)
-        other.plain = self._prefilled()[1].fork()
-        return other
+        self.reduction = self.reduce()
+        self.ids, self.positions = self.reduction.ids, self.reduction.positions
+        self.following = self.reduction.following
+        return super().prefill()
 
     def operations(self) -> int:
-        reduction, plain = self._prefilled()
-        return reduction.operations + plain.operations()
+        return self.reduction.operations + super().operations()
 
     def kept(self) -> list[Kept]:
-        return [self._prefilled()[0].kept]
+        return [self.reduction.kept]
 
     def computed_percent(self) -> float:
-        return self._prefilled()[0].computed_percent
-
-    def _prefilled(self) -> tuple[Reduction, PlainSession]:
-        if self.reduction is None or self.plain is None:
-            raise RuntimeError("session: expected a prefill before this")
-        return self.reduction, self.plain
+        return self.reduction.computed_percent

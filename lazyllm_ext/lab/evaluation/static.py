@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 
-from lazyllm_ext import state as bookkeeping
 from lazyllm_ext.decoder import LazyDecoder
-from lazyllm_ext.lab.cost import prefill_operations
+from lazyllm_ext.lab.tools.cost import active_sets, prefill_operations
+from lazyllm_ext.lab.tools.dense import full_attention, some_layers
 from lazyllm_ext.schedule import Boundary, PruningSchedule
 
 from .sessions import Kept, Reduction
@@ -33,7 +32,7 @@ def static_prune(subject: Subject, item: Item, prompt: Prompt, keep: float) -> R
         hidden = scorer.embed_tokens(ids)
         state = scorer.new_state(1, hidden)
         scorer.step(hidden, torch.arange(n, device=ids.device), [n], state, 1)
-    kept = bookkeeping.active(state, 1, 0)
+    [kept] = active_sets(scorer, state)
     layer, layers = scorer.num_layers - 2, len(subject.dense_decoder.layers)
     share = kept.numel() / n
     return Reduction(
@@ -48,20 +47,8 @@ def static_prune(subject: Subject, item: Item, prompt: Prompt, keep: float) -> R
 
 def _first_layers(subject: Subject, keep: float) -> LazyDecoder:
     """A decoder that ends one layer after the boundary: an ordinary one cannot stop early."""
-    whole: Any = subject.dense_decoder  # its layers are plain modules to a type checker
+    whole = subject.dense_decoder
     boundary = Boundary(depth=DEPTH, keep=keep)
     schedule = replace(SCORING, boundaries=(boundary,))
-    resolved = schedule.resolve([layer.window == 0 for layer in whole.layers])
-    return LazyDecoder(
-        embed=whole.embed,
-        layers=list(whole.layers)[: resolved.layers[0] + 2],
-        norm=whole.norm,
-        lm_head=whole.lm_head,
-        ropes=list(whole.ropes),
-        schedule=resolved,
-        hidden_size=whole.spec.hidden_size,
-        position_embed=whole.position_embed if whole.learns_positions else None,
-        embed_scale=whole.embed_scale,
-        logit_scale=whole.logit_scale,
-        logit_softcap=whole.logit_softcap,
-    )
+    resolved = schedule.resolve(full_attention(whole))
+    return some_layers(whole, slice(resolved.layers[0] + 2), resolved, embeds=True)

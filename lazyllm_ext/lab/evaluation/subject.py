@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,8 @@ from torch import Tensor
 
 from lazyllm_ext.decoder import LazyDecoder
 from lazyllm_ext.hf.models.versions import CACHE_NAME
-from lazyllm_ext.lab.cost import prefill_operations
+from lazyllm_ext.lab.tools.cost import prefill_operations
+from lazyllm_ext.lab.tools.dense import nats
 
 from .tasks import Item
 
@@ -109,7 +109,7 @@ class Subject:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
 
     def dense_operations(self, tokens: int) -> int:
-        """Operations of a dense prefill; see `lazyllm_ext.lab.cost`."""
+        """Operations of a dense prefill; see `lazyllm_ext.lab.tools.cost`."""
         return prefill_operations(self.dense_decoder, tokens).total
 
     def surprise(self, ids: Tensor, chunk: int = 256) -> Tensor:
@@ -118,35 +118,14 @@ class Subject:
         The first token's is infinite: nothing comes before it.
         """
         parts = [torch.tensor([float("inf")])]
-        last: Tensor | None = None
-        for begin, logits in self._all_logits(ids, chunk):
-            if last is not None:
-                logits = torch.cat([last, logits])
-            expected = ids[begin + 1 - (last is not None) : begin + chunk]
-            parts.append(nats(logits[: expected.numel()], expected).cpu())
-            last = logits[-1:]
-        return torch.cat(parts)
-
-    def _all_logits(self, ids: Tensor, chunk: int) -> Iterator[tuple[int, Tensor]]:
-        """Logits of every token, [≤ chunk, vocab] at a time, each with its first token's index."""
         cache = None
         for begin in range(0, ids.numel(), chunk):
+            fed, following = ids[begin : begin + chunk], ids[begin + 1 : begin + 1 + chunk]
             with torch.no_grad():
-                output = self.model(
-                    ids[None, begin : begin + chunk], use_cache=True, **{CACHE_NAME: cache}
-                )
+                output = self.model(fed[None], use_cache=True, **{CACHE_NAME: cache})
             cache = output[CACHE_NAME]
-            yield begin, output.logits[0]
-
-
-def nats(logits: Tensor, ids: Tensor) -> Tensor:
-    """logits [T, vocab] and the tokens that came, ids [T] -> -log p [T] float32."""
-    return torch.nn.functional.cross_entropy(logits.float(), ids, reduction="none")
-
-
-def kl_divergence(expected: Tensor, logits: Tensor) -> Tensor:
-    """KL(expected ‖ softmax(logits)), both [T, vocab], `expected` as log p -> [T] float32, nats."""
-    return (expected.exp() * (expected - logits.float().log_softmax(-1))).sum(-1)
+            parts.append(nats(output.logits[0, : following.numel()], following).cpu())
+        return torch.cat(parts)
 
 
 def _stop_tokens(model: Any, tokenizer: Any) -> frozenset[int]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from statistics import fmean, median
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .contenders import Contender
 from .results import Record
 
 RESAMPLES = 2000
@@ -58,6 +60,68 @@ class Row:
     kl: float
 
 
+@dataclass(frozen=True)
+class EvaluationReport:
+    """Everything that is shown.
+
+    Attributes:
+        model: its name.
+        setting: dtype, device and how prompts were made.
+        against: the contender that the others are compared with.
+        contenders: all of them.
+        skipped: sentences, one for every line or item that was left out.
+        records: finished ones.
+        rows: see `summarize`.
+    """
+
+    model: str
+    setting: Mapping[str, Any]
+    against: str
+    contenders: Sequence[Contender]
+    skipped: Sequence[str]
+    records: Sequence[Record]
+    rows: Sequence[Row]
+
+    @property
+    def title(self) -> str:
+        return f"{self.model}, {self.setting['dtype']}, {self.setting['device']}"
+
+    @property
+    def lengths(self) -> list[Length]:
+        """Nominal lengths, ascending, then `all` if there are several."""
+        return list(dict.fromkeys(row.length for row in self.rows))
+
+    def at(self, length: Length) -> list[Row]:
+        """The rows of one length."""
+        return [row for row in self.rows if row.length == length]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, without the records, which are in a file of their own."""
+        return {
+            "model": self.model,
+            "setting": dict(self.setting),
+            "against": self.against,
+            "contenders": [
+                {"name": contender.name, **contender.identity} for contender in self.contenders
+            ],
+            "skipped": list(self.skipped),
+            "rows": [asdict(row) for row in self.rows],
+        }
+
+
+def make_report(
+    model: str,
+    setting: Mapping[str, Any],
+    contenders: Sequence[Contender],
+    against: str,
+    records: Sequence[Record],
+    skipped: Sequence[str],
+) -> EvaluationReport:
+    """The report of these records, each contender against one of them."""
+    rows = summarize(records, [contender.name for contender in contenders], against)
+    return EvaluationReport(model, setting, against, contenders, skipped, records, rows)
+
+
 Pair = tuple[Record, Record]  # of the same item: the contender's and the other's
 
 
@@ -95,9 +159,12 @@ def heading(length: Length) -> str:
 
 
 def _row(length: Length, category: str, contender: str, pairs: Sequence[Pair]) -> Row:
+    def mean(of: Callable[[Record, Record], float]) -> float:
+        return balanced_mean((own.category, own.task, of(own, other)) for own, other in pairs)
+
     rates = [speedup for pair in pairs if (speedup := generation_speedup(*pair)) is not None]
-    score = balanced_mean(pairs, lambda own, other: own.score)
-    others = balanced_mean(pairs, lambda own, other: other.score)
+    score = mean(lambda own, other: own.score)
+    others = mean(lambda own, other: other.score)
     return Row(
         length=length,
         category=category,
@@ -105,23 +172,26 @@ def _row(length: Length, category: str, contender: str, pairs: Sequence[Pair]) -
         items=len(pairs),
         score=score,
         relative=score / others if others else None,
-        difference=balanced_mean(pairs, lambda own, other: own.score - other.score),
+        difference=mean(lambda own, other: own.score - other.score),
         interval=bootstrap(pairs),
         ttft_speedup=median(other.ttft_seconds / own.ttft_seconds for own, other in pairs),
         generation_speedup=median(rates) if rates else None,
-        computed_percent=balanced_mean(pairs, lambda own, other: own.computed_percent),
-        operations_ratio=balanced_mean(pairs, lambda own, other: other.operations / own.operations),
-        same_first_token=balanced_mean(pairs, lambda own, other: own.same_first_token),
-        kl=balanced_mean(pairs, lambda own, other: own.kl),
+        computed_percent=mean(lambda own, other: own.computed_percent),
+        operations_ratio=mean(lambda own, other: other.operations / own.operations),
+        same_first_token=mean(lambda own, other: own.same_first_token),
+        kl=mean(lambda own, other: own.kl),
     )
 
 
-def balanced_mean(pairs: Sequence[Pair], of: Callable[[Record, Record], float]) -> float:
-    """Mean over categories of the mean over their tasks of the mean over their items."""
+def balanced_mean(values: Iterable[tuple[str, str, float]]) -> float:
+    """Mean over categories of the mean over their tasks of the mean over their items.
+
+    Args:
+        values: category, task and value of each item.
+    """
     categories: dict[str, dict[str, list[float]]] = {}
-    for own, other in pairs:
-        tasks = categories.setdefault(own.category, {})
-        tasks.setdefault(own.task, []).append(of(own, other))
+    for category, task, value in values:
+        categories.setdefault(category, {}).setdefault(task, []).append(value)
     return fmean(fmean(map(fmean, tasks.values())) for tasks in categories.values())
 
 

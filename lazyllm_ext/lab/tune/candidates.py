@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
 
-from lazyllm_ext.decoder import LazyDecoder, LazyLayer
-from lazyllm_ext.lab.cost import prefill_operations
+from lazyllm_ext.decoder import LazyDecoder
 from lazyllm_ext.lab.evaluation.static import SCORING
+from lazyllm_ext.lab.tools.cost import prefill_operations
+from lazyllm_ext.lab.tools.dense import full_attention, some_layers
 from lazyllm_ext.schedule import Boundary, PruningSchedule
 
 KEEPS = (0.75, 0.55, 0.4, 0.3, 0.2, 0.15, 0.1, 0.05)
@@ -63,30 +63,19 @@ def tail(dense: LazyDecoder, schedule: PruningSchedule, first: int) -> LazyDecod
         schedule: without a boundary before `first`.
         first: a layer.
     """
-    layers: list[LazyLayer] = list(dense.layers)  # type: ignore[arg-type]
     moved = tuple(
         replace(boundary, layer=boundary.layer - first)
         for boundary in schedule.boundaries
         if boundary.layer is not None
     )
-    own = replace(schedule, boundaries=moved)
-    return LazyDecoder(
-        embed=nn.Identity(),
-        layers=layers[first:],
-        norm=dense.norm,
-        lm_head=dense.lm_head.linear,
-        ropes=list(dense.ropes),
-        schedule=own.resolve([layer.window == 0 for layer in layers[first:]]),
-        hidden_size=dense.spec.hidden_size,
-        logit_scale=dense.logit_scale,
-        logit_softcap=dense.logit_softcap,
-    )
+    resolved = replace(schedule, boundaries=moved).resolve(full_attention(dense)[first:])
+    return some_layers(dense, slice(first, None), resolved, embeds=False)
 
 
 def operations(dense: LazyDecoder, candidate: Candidate, tokens: int) -> int:
     """Operations of a prefill of so many tokens, before it is run: kept ones are spread evenly.
 
-    See `lazyllm_ext.lab.cost.prefill_operations`.
+    See `lazyllm_ext.lab.tools.cost.prefill_operations`.
     """
     active = []
     protected = SCORING.window + SCORING.protect_first

@@ -1,21 +1,20 @@
-"""The plots of a tuning, with matplotlib (extra `eval`)."""
+"""The plots of a tuning, with matplotlib (extra `lab`)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from lazyllm_ext.lab.evaluation.plots import require_matplotlib
+from lazyllm_ext.lab.tools.figures import finish, panels, save
 
 from .tuner import Trial, Tuning
 
-_DPI = 150
+_WIDTH, _HEIGHT = 7, 5  # inches
 
 
 def plot_frontier(tuning: Tuning, frontier: Sequence[Trial], title: str, path: Path) -> Path:
     """KL against operations of everything that was run; the frontier is a line."""
-    figure, panel = _panel(title)
+    figure, [panel] = panels(1, _WIDTH, _HEIGHT)
     whole = [trial for trial in tuning.trials if trial.prompts == trial.of]
     broken = [trial for trial in tuning.trials if trial.prompts < trial.of]
     panel.plot(*_points(whole), "o", color="tab:blue", label="run on all prompts")
@@ -35,29 +34,21 @@ def plot_frontier(tuning: Tuning, frontier: Sequence[Trial], title: str, path: P
     # Linear near 0, so that the dense model and what is lossless have a place.
     panel.set_yscale("symlog", linthresh=max(tuning.wish.bound / 10, 1e-4))
     panel.set_ylim(bottom=0)
-    panel.set_xlabel("operations of a prefill, % of dense")
-    panel.set_ylabel("KL(dense ‖ schedule), nats")
-    panel.grid(alpha=0.3)
-    panel.legend(fontsize=7)
-    figure.savefig(path, dpi=_DPI)
-    return path
+    finish(panel, "operations of a prefill, % of dense", "KL(dense ‖ schedule), nats", legend=7)
+    return save(figure, title, path)
 
 
 def plot_recall(tuning: Tuning, title: str, path: Path) -> Path:
     """The curves by layer, with the layers that were tried."""
-    figure, panel = _panel(title)
+    figure, [panel] = panels(1, _WIDTH, _HEIGHT)
     layers = [recall.layer for recall in tuning.curve]
     panel.plot(layers, [r.mass for r in tuning.curve], "-o", ms=3, label="later attention")
     panel.plot(layers, [r.top for r in tuning.curve], "-o", ms=3, label="its top tokens")
     for layer in tuning.layers:
         panel.axvline(layer, color="black", lw=0.5, ls=":")
-    panel.set_xlabel("layer (dotted: tried)")
-    panel.set_ylabel("found in the best fifth by scores")
     panel.set_ylim(0, 1.03)
-    panel.grid(alpha=0.3)
-    panel.legend(fontsize=8)
-    figure.savefig(path, dpi=_DPI)
-    return path
+    finish(panel, "layer (dotted: tried)", "found in the best fifth by scores")
+    return save(figure, title, path)
 
 
 def _point(trial: Trial) -> tuple[float, float]:
@@ -67,12 +58,3 @@ def _point(trial: Trial) -> tuple[float, float]:
 def _points(trials: Sequence[Trial]) -> tuple[list[float], list[float]]:
     points = [_point(trial) for trial in trials]
     return [x for x, _ in points], [y for _, y in points]
-
-
-def _panel(title: str) -> tuple[Any, Any]:
-    require_matplotlib()
-    from matplotlib.figure import Figure  # no pyplot: it would look for a display
-
-    figure = Figure(figsize=(7, 5), layout="constrained")
-    figure.suptitle(title)
-    return figure, figure.subplots()

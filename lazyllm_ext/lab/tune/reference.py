@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,26 +12,28 @@ from torch import Tensor
 
 from lazyllm_ext.decoder import LazyDecoder
 from lazyllm_ext.lab.evaluation.static import SCORING
+from lazyllm_ext.lab.tools.dense import (
+    DenseContinuation,
+    full_attention,
+    greedy,
+    log_probabilities,
+)
 from lazyllm_ext.schedule import Boundary, PruningSchedule
 
 from .curves import Recall, recalls
 
 
 @dataclass(frozen=True)
-class Reference:
-    """One prompt under the dense model.
+class Reference(DenseContinuation):
+    """One prompt under the dense model: how it goes on, and what was computed on the way.
 
     Attributes:
         prompt_tokens: n.
-        tokens: [≤ new tokens] its greedy continuation; the last one may end the answer.
-        log_probs: [tokens, vocab] float32, of each of them given all before.
         hidden: by layer, what enters it: [n + tokens - 1, hidden], in the memory of the host.
         curve: see `curves.recalls`.
     """
 
     prompt_tokens: int
-    tokens: list[int]
-    log_probs: Tensor
     hidden: dict[int, Tensor]
     curve: list[Recall]
 
@@ -58,7 +61,7 @@ class DenseModel:
 
     def __init__(self, model: Any):
         dense = LazyDecoder.from_model(model, PruningSchedule())
-        self.layers = [n for n, layer in enumerate(dense.layers) if layer.window == 0]
+        self.layers = [n for n, full in enumerate(full_attention(dense)) if full]
         if self.layers[-1:] == [dense.num_layers - 1]:
             self.layers.pop()
         if not self.layers:
@@ -96,66 +99,48 @@ class DenseModel:
 
         state = self.decoder.new_state(1, self.decoder.embed_tokens(ids[:1]))
 
-        def step(ids: Tensor, first: int) -> Tensor:
-            positions = first + torch.arange(ids.numel(), device=ids.device)
-            with _Hooks(self.decoder, entering):
+        def step(ids: Tensor) -> Tensor:
+            positions = state.host_length[0] + torch.arange(ids.numel(), device=ids.device)
+            with _noting(self.decoder, entering):
                 logits: Tensor = self.decoder(ids, positions, [ids.numel()], state)
-            return logits[-1]
+            return logits
 
         self.decoder.on_importance = on_importance
         try:
-            tokens, logits = _continue(step, ids, new_tokens, stop)
+            taken = list(greedy(step(ids)[-1], step, new_tokens, stop))
+            tokens = [token for token, _ in taken]
+            # The last one is fed too, though nothing comes after it: its attention counts in the
+            # curves, and an answer of one token would have none without it.
+            step(ids.new_tensor(tokens[-1:]))
         finally:
             self.decoder.on_importance = None
+        held = count + len(tokens) - 1
         return Reference(
-            count,
             tokens,
-            torch.stack(logits).float().log_softmax(-1),
-            {
-                layer: torch.cat(parts)[: count + len(tokens) - 1]
-                for layer, parts in entering.items()
-            },
+            log_probabilities([logits for _, logits in taken]),
+            count,
+            {layer: torch.cat(parts)[:held] for layer, parts in entering.items()},
             recalls(scores, attention),
         )
 
 
-class _Hooks:
+@contextmanager
+def _noting(decoder: LazyDecoder, entering: dict[int, list[Tensor]]) -> Iterator[None]:
     """While a step runs: appends what enters each layer of `entering`, copied to the host."""
+    seen: dict[int, Tensor] = {}
+    handles: list[Any] = []
+    for layer in entering:
 
-    def __init__(self, decoder: LazyDecoder, entering: dict[int, list[Tensor]]):
-        self.decoder, self.entering = decoder, entering
+        def look(module: Any, inputs: Any, layer: int = layer) -> None:
+            # A boundary norms its rows twice: the first time all that enter.
+            seen.setdefault(layer, inputs[0])
 
-    def __enter__(self) -> None:
-        self.seen: dict[int, Tensor] = {}
-        self.handles: list[Any] = []
-        for layer in self.entering:
-
-            def look(module: Any, inputs: Any, layer: int = layer) -> None:
-                # A boundary norms its rows twice: the first time all that enter.
-                self.seen.setdefault(layer, inputs[0])
-
-            norm: Any = self.decoder.layers[layer].input_norm
-            self.handles.append(norm.register_forward_pre_hook(look))
-
-    def __exit__(self, *error: object) -> None:
-        for handle in self.handles:
+        norm: Any = decoder.layers[layer].input_norm
+        handles.append(norm.register_forward_pre_hook(look))
+    try:
+        yield
+    finally:
+        for handle in handles:
             handle.remove()
-        for layer, hidden in self.seen.items():
-            self.entering[layer].append(hidden.cpu())
-
-
-def _continue(
-    step: Callable[[Tensor, int], Tensor], ids: Tensor, new_tokens: int, stop: Collection[int]
-) -> tuple[list[int], list[Tensor]]:
-    """Greedy tokens, and the logits [vocab] that each was taken from.
-
-    The last one is fed too, though nothing comes after it: its attention counts in the curves, and
-    an answer of one token would have none without it.
-    """
-    logits = [step(ids, 0)]
-    tokens = [int(logits[0].argmax())]
-    while len(tokens) < new_tokens and tokens[-1] not in stop:
-        logits.append(step(ids.new_tensor(tokens[-1:]), ids.numel() + len(tokens) - 1))
-        tokens.append(int(logits[-1].argmax()))
-    step(ids.new_tensor(tokens[-1:]), ids.numel() + len(tokens) - 1)
-    return tokens, logits
+    for layer, hidden in seen.items():
+        entering[layer].append(hidden.cpu())

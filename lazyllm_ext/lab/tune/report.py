@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from lazyllm_ext.lab.evaluation.static import SCORING
+from lazyllm_ext.lab.tools.files import os_error_as, write_json
+from lazyllm_ext.lab.tools.tables import left_out, markdown_table
 
 from .curves import KEEP, TOP_TOKENS
+from .plots import plot_frontier, plot_recall
 from .trial import Outcome
 from .tuner import Trial, Tuning
 
@@ -72,7 +74,7 @@ def to_markdown(tuning: Tuning, title: str) -> str:
     """The report as text."""
     lines = [f"# Tuned schedule: {title}", "", *sentences(tuning), ""]
     lines += ["```json", tuning.schedule.to_json().rstrip(), "```", "", "## Both halves", ""]
-    lines += _table(
+    lines += markdown_table(
         ["half", "prompts", "tokens", *_MEASURES],
         [
             ["tuned on", *_lengths(tuning.tuned_tokens), *_measures(tuning.tuned)],
@@ -82,11 +84,7 @@ def to_markdown(tuning: Tuning, title: str) -> str:
     if not all(trial.within for trial in tuning.checks):
         lines += ["", "## What did not hold on the other half", "", *_rejected(tuning)]
     lines += ["", "## What was tried", "", *_tried(tuning), "", *_curve(tuning), ""]
-    if tuning.skipped:
-        lines += [f"Left out: {len(tuning.skipped)}.", ""]
-        lines += [f"- {sentence}" for sentence in tuning.skipped]
-        lines.append("")
-    return "\n".join(lines)
+    return "\n".join([*lines, *left_out(tuning.skipped)])
 
 
 _MEASURES = ["operations, dense ÷ this", "KL, nats", "agreement", "same first token"]
@@ -120,7 +118,7 @@ def _tried(tuning: Tuning) -> list[str]:
         verdict += ", frontier" if trial in best else ""
         verdict += ", chosen" if trial.candidate == tuning.chosen else ""
         rows.append([*_row(trial), verdict])
-    table = _table([*_ROW, ""], rows)
+    table = markdown_table([*_ROW, ""], rows)
     return [
         f"{len(tuning.trials)} schedules, with a window of {SCORING.window} queries, the "
         f"{SCORING.over_heads} over heads, pooled over {SCORING.pool}, and the first "
@@ -133,7 +131,7 @@ def _tried(tuning: Tuning) -> list[str]:
 
 
 def _rejected(tuning: Tuning) -> list[str]:
-    return _table(_ROW, [_row(trial) for trial in tuning.checks if not trial.within])
+    return markdown_table(_ROW, [_row(trial) for trial in tuning.checks if not trial.within])
 
 
 _ROW = ["boundaries (layer: keep)", *_MEASURES, "prompts"]
@@ -158,13 +156,8 @@ def _curve(tuning: Tuning) -> list[str]:
         f"Of the attention that the continuation pays in later layers, and of the {TOP_TOKENS} "
         f"tokens that get most of it, the part in the best {100 * KEEP:g} % by the layer's scores.",
         "",
-        *_table(["layer", "attention", "top tokens", "tried"], rows),
+        *markdown_table(["layer", "attention", "top tokens", "tried"], rows),
     ]
-
-
-def _table(heads: list[str], rows: list[list[str]]) -> list[str]:
-    lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
-    return lines + ["| " + " | ".join(row) + " |" for row in rows]
 
 
 def to_dict(tuning: Tuning) -> dict[str, Any]:
@@ -188,7 +181,8 @@ def write_schedule(tuning: Tuning, path: str | os.PathLike[str]) -> None:
     Raises:
         ValueError: the file cannot be written.
     """
-    _write(Path(path), tuning.schedule.to_json(), "output")
+    with os_error_as(f"output: cannot write {str(path)!r}"):
+        Path(path).write_text(tuning.schedule.to_json(), encoding="utf-8")
 
 
 def write_report(tuning: Tuning, title: str, folder: str | os.PathLike[str]) -> list[Path]:
@@ -197,24 +191,17 @@ def write_report(tuning: Tuning, title: str, folder: str | os.PathLike[str]) -> 
     Raises:
         ValueError: matplotlib is not installed, or the folder cannot be written.
     """
-    from .plots import plot_frontier, plot_recall
-
     place = Path(folder)
-    try:
+    with os_error_as(f"report: cannot write to {str(folder)!r}"):
         place.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"report: cannot write to {str(folder)!r}: {error.strerror}") from error
-    written = [place / "report.md", place / "report.json"]
-    _write(written[0], to_markdown(tuning, title), "report")
-    text = json.dumps(to_dict(tuning), indent=2, ensure_ascii=False) + "\n"
-    _write(written[1], text, "report")
-    written.append(plot_frontier(tuning, frontier(tuning), title, place / "frontier.png"))
-    written.append(plot_recall(tuning, title, place / "recall.png"))
-    return written
-
-
-def _write(path: Path, text: str, what: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"{what}: cannot write {str(path)!r}: {error.strerror}") from error
+    text, data = place / "report.md", place / "report.json"
+    with os_error_as(f"report: cannot write {str(text)!r}"):
+        text.write_text(to_markdown(tuning, title), encoding="utf-8")
+    with os_error_as(f"report: cannot write {str(data)!r}"):
+        write_json(data, to_dict(tuning))
+    return [
+        text,
+        data,
+        plot_frontier(tuning, frontier(tuning), title, place / "frontier.png"),
+        plot_recall(tuning, title, place / "recall.png"),
+    ]

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lazyllm_ext import state as bookkeeping
 from lazyllm_ext.decoder import LazyDecoder
-from lazyllm_ext.lab.cost import prefill_operations
-from lazyllm_ext.lab.evaluation.subject import kl_divergence
+from lazyllm_ext.lab.tools.cost import active_sets, prefill_operations
+from lazyllm_ext.lab.tools.dense import kl_divergence
 from lazyllm_ext.schedule import PruningSchedule
 
 from .candidates import tail
@@ -73,7 +72,7 @@ def run(dense: LazyDecoder, schedule: PruningSchedule, reference: Reference) -> 
     positions = torch.arange(hidden.size(0), device=hidden.device)
     state = decoder.new_state(1, hidden)
     logits = [decoder.step(hidden[:count], positions[:count], [count], state)]
-    active = [bookkeeping.active(state, s + 1, 0) for s in range(len(decoder.boundaries))]
+    active = active_sets(decoder, state)
     for place in range(count, count + len(reference.tokens) - 1):
         new = slice(place, place + 1)
         logits.append(decoder.step(hidden[new], positions[new], [1], state))

@@ -165,7 +165,11 @@ def tune(
     min_tokens = min(_MIN_TOKENS, *(ids.numel() for ids in fitting))
     half = _Half(dense, lambda: references, wish, min_tokens, bar)
     other = _Half(
-        dense, lambda: _other(subject, dense, checked_ids, layers, wish, bar), wish, min_tokens, bar
+        dense,
+        lambda: _references(subject, dense, checked_ids, wish, bar, layers)[0],
+        wish,
+        min_tokens,
+        bar,
     )
     lengths = [ids.numel() for ids in tuned_ids]
     best, left_open = _search(grid(layers, wish.most_boundaries), half, other, lengths)
@@ -221,36 +225,31 @@ def fitting_prompts(
 
 
 def _references(
-    subject: Subject, dense: DenseModel, prompts: Sequence[Tensor], wish: Wish, bar: _Bar
+    subject: Subject,
+    dense: DenseModel,
+    prompts: Sequence[Tensor],
+    wish: Wish,
+    bar: _Bar,
+    layers: list[int] | None = None,
 ) -> tuple[list[Reference], list[int]]:
-    """The dense model on the tuned half, and the layers in which boundaries are tried."""
+    """The dense model on one half of the prompts, and the layers in which boundaries are tried.
+
+    Args:
+        layers: chosen on the other half; None: the first prompts choose them.
+    """
     references: list[Reference] = []
-    layers = dense.layers
+    half = "" if layers is None else " of the other half"
     for number, ids in enumerate(prompts, start=1):
-        references.append(dense.reference(ids, wish.new_tokens, subject.stop, layers))
-        bar.step(f"dense model, prompt {number} of {len(prompts)}")
-        if number == min(_PILOT, len(prompts)):
+        keep = dense.layers if layers is None else layers
+        references.append(dense.reference(ids, wish.new_tokens, subject.stop, keep))
+        bar.step(f"dense model, prompt {number} of {len(prompts)}{half}")
+        if layers is None and number == min(_PILOT, len(prompts)):
             curve = mean_curve([reference.curve for reference in references])
             layers = choose_layers(curve, dense.decoder.num_layers)
             for reference in references:
                 reference.keep_hidden(layers)
+    assert layers is not None  # there is a prompt
     return references, layers
-
-
-def _other(
-    subject: Subject,
-    dense: DenseModel,
-    prompts: Sequence[Tensor],
-    layers: Sequence[int],
-    wish: Wish,
-    bar: _Bar,
-) -> list[Reference]:
-    """The dense model on the other half."""
-    references = []
-    for number, ids in enumerate(prompts, start=1):
-        references.append(dense.reference(ids, wish.new_tokens, subject.stop, layers))
-        bar.step(f"dense model, prompt {number} of {len(prompts)} of the other half")
-    return references
 
 
 def _search(

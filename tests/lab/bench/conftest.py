@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from lazyllm_ext.lab.bench import Request, measure
+from lazyllm_ext.lab.bench import BenchRequest, measure
 
 REQUEST = {"model": "random:tiny", "new_tokens": 3, "rounds": (1,), "schedules": ("fast",)}
 
@@ -26,12 +26,12 @@ def one_thread() -> Iterator[None]:
 def small_ceilings() -> Iterator[None]:
     """The machine's ceilings take a quarter of a gigabyte and a second; a test needs neither."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lazyllm_ext.lab.bench.machine._COPY_MEBIBYTES", 1)
-        patch.setattr("lazyllm_ext.lab.bench.machine._PRODUCT", {"cpu": (64, 64, 64)})
+        patch.setattr("lazyllm_ext.lab.tools.machine._COPY_MEBIBYTES", 1)
+        patch.setattr("lazyllm_ext.lab.tools.machine._PRODUCT", {"cpu": (64, 64, 64)})
         yield
 
 
 @pytest.fixture(scope="session")
 def result(small_ceilings: None) -> dict[str, Any]:
     """Four lengths; `fast` drops tokens from 512 on."""
-    return measure(Request(lengths=(64, 128, 600, 640), memory=False, **REQUEST))
+    return measure(BenchRequest(lengths=(64, 128, 600, 640), memory=False, **REQUEST))

@@ -10,13 +10,12 @@ import pytest
 import torch
 
 from lazyllm_ext import LazyDecoder
-from lazyllm_ext.lab.bench import BenchError, Request, measure
-from lazyllm_ext.lab.bench.measure import shares
+from lazyllm_ext.lab.bench import BenchError, BenchRequest, measure
 from lazyllm_ext.lab.bench.memory import peak_bytes
 from lazyllm_ext.lab.bench.model import Model
-from lazyllm_ext.lab.bench.parts import PARTS, _projections
+from lazyllm_ext.lab.bench.parts import PARTS, _projections, shares
 from lazyllm_ext.lab.bench.verify import verify_dense
-from lazyllm_ext.lab.cost import prefill_operations
+from lazyllm_ext.lab.tools.cost import prefill_operations
 
 
 def test_every_contender_at_every_length(result: dict[str, Any]):
@@ -134,7 +133,7 @@ def test_further_checks_are_asked_for_every_schedule():
         if schedule == "fast":
             raise BenchError("fast: wrong")
 
-    request = Request("random:tiny", (64,), schedules=("balanced", "fast"))
+    request = BenchRequest("random:tiny", (64,), schedules=("balanced", "fast"))
     with pytest.raises(BenchError, match="fast: wrong"):
         measure(request, refuse)
     assert asked == ["dense", "balanced", "fast"]
@@ -145,7 +144,7 @@ def test_the_compiler_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch)
         raise RuntimeError("no C++ compiler\nsecond line")
 
     monkeypatch.setattr(torch, "compile", broken)
-    request = Request("random:tiny", (64,), 2, (1,), schedules=(), compiled=True, memory=False)
+    request = BenchRequest("random:tiny", (64,), 2, (1,), schedules=(), compiled=True, memory=False)
     found = measure(request)
     assert found["compile"] == {"errors": {"compiled": "RuntimeError: no C++ compiler"}}
     assert "compiled" not in found["lengths"][0]["rows"]

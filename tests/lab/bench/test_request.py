@@ -7,18 +7,18 @@ from typing import Any
 
 import pytest
 
-from lazyllm_ext.lab.bench import Request, measure
+from lazyllm_ext.lab.bench import BenchRequest, measure
 from lazyllm_ext.lab.bench.request import numbers
 
 
 def test_dense_is_first_and_once():
-    request = Request("x", (64,), schedules=("fast", "dense", "fast"), compiled=True)
+    request = BenchRequest("x", (64,), schedules=("fast", "dense", "fast"), compiled=True)
     assert request.contenders == ("transformers", "compiled", "dense", "fast")
 
 
 def test_rounds():
-    assert Request("x", (64, 128), rounds=(3,)).rounds_of_length == {64: 3, 128: 3}
-    assert Request("x", (64, 128), rounds=(3, 1)).rounds_of_length == {64: 3, 128: 1}
+    assert BenchRequest("x", (64, 128), rounds=(3,)).rounds_of_length == {64: 3, 128: 3}
+    assert BenchRequest("x", (64, 128), rounds=(3, 1)).rounds_of_length == {64: 3, 128: 1}
 
 
 @pytest.mark.parametrize(
@@ -44,24 +44,24 @@ def test_rounds():
 )
 def test_refusals(change: dict[str, Any], sentence: str):
     with pytest.raises(ValueError, match=re.escape(sentence)):
-        Request(**{"model": "x", "lengths": (64, 128), **change})
+        BenchRequest(**{"model": "x", "lengths": (64, 128), **change})
 
 
 def test_unknown_schedule():
     with pytest.raises(ValueError, match="nosuch"):
-        Request("x", (64,), schedules=("nosuch",))
+        BenchRequest("x", (64,), schedules=("nosuch",))
 
 
 def test_unknown_shape():
     sentence = "model: expected random: and one of tiny, llama-2-7b, llama-3.1-8b, got 'huge'"
     with pytest.raises(ValueError, match=re.escape(sentence)):
-        measure(Request("random:huge", (64,)))
+        measure(BenchRequest("random:huge", (64,)))
 
 
 def test_longer_than_the_context():
     sentence = "expected at most 131072 tokens, the model's context, with 65 new ones, got 131072"
     with pytest.raises(ValueError, match=re.escape(sentence)):
-        measure(Request("random:tiny", (131072,)))
+        measure(BenchRequest("random:tiny", (131072,)))
 
 
 def test_numbers():

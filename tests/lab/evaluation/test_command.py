@@ -173,10 +173,10 @@ def test_model_that_is_not_there(run: Run, tasks: Path, tmp_path: Path):
 def test_says_which_extra_to_install(
     run: Run, folder: Path, tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("lazyllm_ext.lab.evaluation.plots.find_spec", lambda name: None)
+    monkeypatch.setattr("lazyllm_ext.lab.tools.figures.find_spec", lambda name: None)
     assert importlib.util.find_spec("matplotlib") is not None
     ran = run("eval", folder, "--tasks", tasks, "--output", tmp_path / "out")
     assert ran.status == 2
     assert ran.stderr == (
-        "lazyllm-ext: plots: expected matplotlib; install it with pip install 'lazyllm-ext[eval]'\n"
+        "lazyllm-ext: plots: expected matplotlib; install it with pip install 'lazyllm-ext[lab]'\n"
     )

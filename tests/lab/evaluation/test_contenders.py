@@ -266,7 +266,7 @@ class TestStatic:
         torch.testing.assert_close(logits, whole[-2], atol=1e-4, rtol=0)
         torch.testing.assert_close(session.step(torch.tensor([7]))[0], whole[-1], atol=1e-4, rtol=0)
         # The scoring pass is paid for.
-        assert session.operations() > session.plain.operations()
+        assert session.operations() > subject.dense_operations(session.ids.numel())
 
     def test_keeping_everything_is_dense(self, subject: Subject):
         measured = run(subject, "static:1")
@@ -278,12 +278,12 @@ class TestStatic:
 class TestCompress:
     def test_text_is_shorter_and_the_question_stays(self, subject: Subject):
         session, _ = prefilled(subject, "compress:0.6")
-        text = subject.decode(session.plain.ids.tolist())
+        text = subject.decode(session.ids.tolist())
         assert text.endswith("Question: where does Tom the cat live?\nAnswer:")
-        assert 0.5 * TOKENS < session.plain.ids.numel() <= math.ceil(0.6 * TOKENS)
+        assert 0.5 * TOKENS < session.ids.numel() <= math.ceil(0.6 * TOKENS)
         kept = "".join(TEXT[token] for token in session.kept()[0].tokens)
         assert kept.split() == text.split()
-        assert session.computed_percent() == pytest.approx(100 * session.plain.ids.numel() / TOKENS)
+        assert session.computed_percent() == pytest.approx(100 * session.ids.numel() / TOKENS)
         assert session.operations() > subject.dense_operations(TOKENS)
 
     def test_keeping_everything_is_dense(self, subject: Subject):

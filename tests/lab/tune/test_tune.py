@@ -13,11 +13,11 @@ import torch
 from helpers import boundary_layers, random_ids, shared_model
 
 import lazyllm_ext
-from lazyllm_ext.lab.cost import prefill_operations
 from lazyllm_ext.lab.evaluation import Item, Subject
-from lazyllm_ext.lab.evaluation.measure import Reference as Expected
 from lazyllm_ext.lab.evaluation.measure import divergence, make_reference
 from lazyllm_ext.lab.evaluation.sessions import LazySession, PlainSession
+from lazyllm_ext.lab.tools.cost import prefill_operations
+from lazyllm_ext.lab.tools.dense import DenseContinuation
 from lazyllm_ext.lab.tune import (
     Candidate,
     Outcome,
@@ -78,7 +78,7 @@ class TestRun:
         with lazyllm_ext.apply(subject.model, schedule) as lazy:
             session = LazySession(lazy, ids)
             logits = session.prefill()
-            expected = Expected(reference.tokens, reference.log_probs)
+            expected = DenseContinuation(reference.tokens, reference.log_probs)
             assert got.operations == session.operations()
             assert got.first == float(logits.argmax() == reference.tokens[0])
             assert got.kl == pytest.approx(divergence(session, logits, expected), abs=1e-5)

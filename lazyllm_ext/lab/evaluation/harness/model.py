@@ -15,7 +15,7 @@ import lazyllm_ext
 from lazyllm_ext.hf import LazyCache
 
 # (context and continuation as texts, or None; their tokens), as lm_eval hands them over.
-Request = tuple[Any, list[int], list[int]]
+LikelihoodRequest = tuple[Any, list[int], list[int]]
 Likelihood = tuple[float, bool]
 
 
@@ -63,7 +63,7 @@ class LazyLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
 
     def _loglikelihood_tokens(
         self,
-        requests: Sequence[Request],
+        requests: Sequence[LikelihoodRequest],
         disable_tqdm: bool = False,
         override_bs: int | None = None,
     ) -> list[Likelihood]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lazyllm_ext import state as bookkeeping
 from lazyllm_ext.decoder import LazyDecoder, LazyLayer
 from lazyllm_ext.decoder.modules import PartOfProjection, is_plain
 
@@ -37,7 +38,7 @@ def prefill_operations(
     Args:
         decoder: its layers give the sizes, its schedule the boundaries.
         tokens: length of the prompt.
-        active: A_1 … A_S, the token indices that each boundary kept (`state.active`); needed when
+        active: A_1 … A_S, the token indices that each boundary kept (`active_sets`); needed when
             the schedule has boundaries, since the pairs depend on which tokens stay.
         last_rows: for how many last tokens the last layer is finished; transformers finishes it
             for all of them.
@@ -60,6 +61,11 @@ def prefill_operations(
         mlp += _per_row(layer.mlp) * leaving.numel()
         attention += 4 * layer.num_heads * layer.head_dim * _pairs(layer, leaving, seen)
     return Operations(projections, mlp, attention, _per_row(decoder.lm_head))
+
+
+def active_sets(decoder: LazyDecoder, state: bookkeeping.LazyState) -> list[Tensor]:
+    """A_1 … A_S of the last step of one sequence: the token indices that each boundary kept."""
+    return [bookkeeping.active(state, s + 1, 0) for s in range(len(decoder.boundaries))]
 
 
 def _per_row(*modules: nn.Module) -> int:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import torch
-from rich.console import Console
-from rich.progress import track
+
+from lazyllm_ext.progress_bar import track
+
+from .clock import Clock
 
 _Result = TypeVar("_Result")
 _CUDA_CALLS = 20  # between two events: one call is shorter than what starting it costs
@@ -24,12 +25,8 @@ def interleave(
     shows the rounds, unless `title` is empty.
     """
     results: dict[str, list[_Result]] = {name: [] for name in contenders}
-    turns: Any = range(warmup + rounds)
-    if title:
-        # Drawn between two turns and not by a thread, which would take time from what is measured.
-        console = Console(stderr=True)
-        turns = track(turns, title, console=console, auto_refresh=False, transient=True)
-    for turn in turns:
+    turns: Iterable[int] = range(warmup + rounds)
+    for turn in track(turns, title) if title else turns:
         for name, run in contenders.items():
             value = run()
             if turn >= warmup:
@@ -41,9 +38,9 @@ def seconds(run: Callable[[], Any], device: str = "cpu") -> Callable[[], float]:
     """`run`, returning how many seconds it took; on a GPU the mean of several calls in a row."""
 
     def timed() -> float:
-        begin = time.perf_counter()
+        clock = Clock()
         run()
-        return time.perf_counter() - begin
+        return clock()
 
     def timed_on_gpu() -> float:
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)

@@ -1,0 +1,1 @@
+"""What `bench`, `evaluation` and `tune` share: clocks, the dense model, tables, figures, files."""

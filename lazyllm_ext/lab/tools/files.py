@@ -1,0 +1,30 @@
+"""What is written: Markdown and JSON, and one sentence where that fails."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def os_error_as(sentence: str) -> Iterator[None]:
+    """An OSError in the block becomes a ValueError: the sentence, and the system's reason."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"{sentence}: {error.strerror}") from error
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write a report's data."""
+    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_pair(stem: Path, content: dict[str, Any], lines: Iterable[str]) -> None:
+    """Write a measurement: its content as `stem`.json, and lines of Markdown as `stem`.md."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    for suffix, text in (("json", json.dumps(content, indent=1)), ("md", "\n".join(lines))):
+        stem.with_name(f"{stem.name}.{suffix}").write_text(text + "\n", encoding="utf-8")
