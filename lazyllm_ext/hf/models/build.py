@@ -16,7 +16,7 @@ from lazyllm_ext.schedule import PruningSchedule
 from .checks import check_model
 from .families import Family
 from .modules import CalledMLP, OwnMLP, OwnNorm, ScaledEmbedding, activation, operator_activation
-from .parts import head_dim, language_of, parts_of
+from .parts import head_dim, parts_of
 from .ranks import count_ranks, ranks_of, refuse_ranks
 
 _MLP_PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
@@ -79,32 +79,6 @@ def build_decoder(
     )
     decoder.over_ranks = ranks_of(model, resolved.over_heads)
     return decoder
-
-
-def taken_from(model: Any) -> list[tuple[dict[str, Any], str, Any]]:
-    """Everything that a decoder took from a model: (the owner's table, its name in it, the thing).
-
-    A part that is no longer in its place has been replaced since the decoder was built.
-    """
-    language = language_of(model)
-    family, parts = language.family, parts_of(language)
-    taken = [(model._modules, "lm_head")] if language.whole else []
-    in_base = family.base_children() - {family.layers_name}
-    taken += [(language.base._modules, name) for name in in_base]
-    if parts.rotary is not None:
-        taken += [(parts.rotary._buffers, name) for name in parts.rotary._buffers]
-    norms = [parts.norm]
-    for layer, attention in zip(parts.layers, parts.attentions, strict=True):
-        own = family.layer_norms(layer)
-        taken += [(layer._modules, name) for name in own]
-        taken += [(layer._modules, name) for name in (family.attention_name, family.mlp_name)]
-        taken += [(attention._modules, name) for name in family.attention_children(attention)]
-        mlp = getattr(layer, family.mlp_name)._modules
-        taken += [(mlp, name) for name in mlp]
-        norms += [getattr(layer, name) for name in own]
-        norms += [getattr(attention, name) for name in family.attention_norms(attention)]
-    taken += [(norm._parameters, name) for norm in norms for name in norm._parameters]
-    return [(table, name, table[name]) for table, name in taken]
 
 
 def _layer(
