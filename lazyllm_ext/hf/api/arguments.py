@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from inspect import Signature
 from typing import Any
 
@@ -12,7 +12,6 @@ from transformers.generation.configuration_utils import GenerationConfig, Genera
 
 from lazyllm_ext.errors import NotSupportedError
 from lazyllm_ext.hf.cache.cache import LazyCache
-from lazyllm_ext.hf.cache.progress import Progress
 from lazyllm_ext.hf.models.refusal import refusal
 from lazyllm_ext.hf.models.versions import CACHE_NAME, OPTIONS_OF_SOME
 
@@ -51,11 +50,7 @@ _NEVER = {
 
 
 def by_name(signature: Signature, args: Iterable[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a call of a function with this signature, all of them by name.
-
-    Raises:
-        TypeError: arguments that the function does not take.
-    """
+    """The arguments of a call of a function with this signature, all of them by name."""
     arguments = signature.bind(*args, **kwargs).arguments
     for name, parameter in signature.parameters.items():
         if parameter.kind is parameter.VAR_KEYWORD:  # not the same name in every model
@@ -69,18 +64,12 @@ def without_nones(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Call:
-    """A call of the model or of its generate, with what is LazyLLM's taken out of the arguments.
-
-    Args:
-        arguments: by name.
+    """A call of the model or of its generate.
 
     Attributes:
-        arguments: transformers' own ones, the cache left out.
+        arguments: transformers' own ones by name, the cache left out.
         cache: given by either of its names.
         schedule: `lazy_schedule`.
-
-    Raises:
-        ValueError: two caches.
     """
 
     def __init__(self, arguments: Mapping[str, Any]):
@@ -90,17 +79,6 @@ class Call:
             raise ValueError("cache: expected one of cache and past_key_values, got both")
         self.cache: Any = past if cache is None else cache
         self.schedule: Any = self.arguments.pop("lazy_schedule", None)
-
-    def take_progress(self) -> Callable[[Progress], object] | None:
-        """`lazy_progress`, which only generate has.
-
-        Raises:
-            TypeError: it is no function.
-        """
-        progress: Callable[[Progress], object] | None = self.arguments.pop("lazy_progress", None)
-        if progress is not None and not callable(progress):
-            raise TypeError(f"lazy_progress: expected a function, got {type(progress).__name__}")
-        return progress
 
     def for_transformers(self) -> dict[str, Any]:
         """All arguments of transformers' function; a cache of LazyLLM's is of no use to it."""

@@ -11,7 +11,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from lazyllm_ext.errors import NotSupportedError
 from lazyllm_ext.hf.cache.cache import LazyCache
-from lazyllm_ext.hf.models.modules import OwnForward
+from lazyllm_ext.hf.models.checks import OwnForward
 from lazyllm_ext.hf.models.parts import language_of
 from lazyllm_ext.hf.models.versions import CACHE_NAME
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Mapping
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -173,12 +172,7 @@ class Lazy:
     def __enter__(self) -> Lazy:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.remove()
 
     # The methods below stand in for the model's own ones of the same names.
@@ -278,7 +272,9 @@ class Lazy:
         signature = inspect.signature(type(self.model).generate)
         call = Call(by_name(signature, (self.model, *args), kwargs))
         del call.arguments["self"]
-        progress = call.take_progress()
+        progress = call.arguments.pop("lazy_progress", None)
+        if progress is not None and not callable(progress):
+            raise TypeError(f"lazy_progress: expected a function, got {type(progress).__name__}")
         cache = report = None
         if is_dense(self.model) and isinstance(call.cache, LazyCache):
             raise NotSupportedError(

@@ -165,13 +165,7 @@ class LazyCache(Cache):
     def is_sliding(self) -> list[bool]:
         return [False] * len(self)
 
-    @property
-    def is_linear(self) -> list[bool]:
-        return [False] * len(self)
-
-    @property
-    def is_dummy(self) -> list[bool]:
-        return [False] * len(self)
+    is_linear = is_dummy = is_sliding
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Columns seen so far, whatever was dropped: this is what positions are counted by."""

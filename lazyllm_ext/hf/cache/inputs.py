@@ -59,8 +59,9 @@ def pack_inputs(
     padding = find_padding(call.get("attention_mask"), batch, columns, cache, weight.device)
     kept = _logits_kept(logits_to_keep, padding, decoder)
     position_ids = call.get("position_ids")
-    positions = _positions(position_ids, padding, cache, weight.device)
-    longest = _longest(padding, cache)
+    held = [0] * batch if cache.state is None else cache.state.host_length
+    longest = max(old + new for old, new in zip(held, padding.counts, strict=True))
+    positions = _positions(position_ids, padding, cache, held, weight.device)
     if decoder.learns_positions:
         table: Any = decoder.position_embed
         past_end = longest if position_ids is None else int(positions.max()) + 1
@@ -159,7 +160,11 @@ def _logits_kept(asked: int | Tensor, padding: Padding, decoder: LazyDecoder) ->
 
 
 def _positions(
-    position_ids: Tensor | None, padding: Padding, cache: LazyCache, device: torch.device
+    position_ids: Tensor | None,
+    padding: Padding,
+    cache: LazyCache,
+    held: list[int],
+    device: torch.device,
 ) -> Tensor:
     """Positions [rows] int64: those given, else each token's index in its own sequence."""
     if position_ids is not None:
@@ -167,11 +172,8 @@ def _positions(
         return padding.pack(given.to(device)).long()
     if cache.state is not None and padding.columns == 1:
         return cache.state.length.clone()  # on the device already
-    spans = [
-        torch.arange(held, held + count, device=device)
-        for held, count in zip(_held(padding, cache), padding.counts, strict=True)
-    ]
-    return spans[0] if padding.batch == 1 else torch.cat(spans)
+    spans = zip(held, padding.counts, strict=True)
+    return torch.cat([torch.arange(old, old + new, device=device) for old, new in spans])
 
 
 def _given_positions(position_ids: Tensor, padding: Padding, before: int) -> Tensor:
@@ -189,13 +191,3 @@ def _given_positions(position_ids: Tensor, padding: Padding, before: int) -> Ten
     if position_ids.size(1) != columns:
         raise ValueError(f"position_ids: expected {columns} columns, got {position_ids.size(1)}")
     return position_ids.expand(batch, -1)
-
-
-def _held(padding: Padding, cache: LazyCache) -> list[int]:
-    """Tokens of each sequence that the cache holds."""
-    return [0] * padding.batch if cache.state is None else cache.state.host_length
-
-
-def _longest(padding: Padding, cache: LazyCache) -> int:
-    """Tokens of the longest sequence, those before and the new ones."""
-    return max(old + new for old, new in zip(_held(padding, cache), padding.counts, strict=True))

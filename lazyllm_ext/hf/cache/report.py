@@ -129,7 +129,9 @@ def make_report(plan: Plan, state: LazyState, turn: Turn) -> Report:
     ]
     per_stage = [sum(counts) for counts in stages]
     later = sum(state.host_length) - sum(turn.context_tokens)  # generated and computed
-    seconds = turn.decode_seconds
+    ttft = seconds = None
+    if turn.started is not None:
+        ttft, seconds = turn.prompt_done - turn.started, turn.last_done - turn.prompt_done
     return Report(
         schedule=plan.schedule.to_dict(),
         boundary_layers=list(plan.boundary_layers),
@@ -138,7 +140,7 @@ def make_report(plan: Plan, state: LazyState, turn: Turn) -> Report:
         prompt_tokens=sum(one.prompt_tokens for one in sequences),
         cached_tokens=sum(one.cached_tokens for one in sequences),
         generated_tokens=sum(one.generated_tokens for one in sequences),
-        ttft_seconds=turn.ttft_seconds,
+        ttft_seconds=ttft,
         decode_seconds=seconds,
         decode_seconds_per_token=(
             None if seconds is None or not later else seconds * len(sequences) / later

@@ -34,16 +34,6 @@ class Turn:
         lengths = list(state.host_length)
         return Turn(None, lengths, revived(state), lengths, list(state.finished))
 
-    @property
-    def ttft_seconds(self) -> float | None:
-        """From the entry of the prompt's forward to its logits, where that is known."""
-        return None if self.started is None else self.prompt_done - self.started
-
-    @property
-    def decode_seconds(self) -> float | None:
-        """From the prompt's logits to the last ones, where that is known."""
-        return None if self.started is None else self.last_done - self.prompt_done
-
     def end_prompt(self, state: LazyState, drafted: int) -> None:
         """The prompt is computed, and after it so many tokens that only may be generated ones."""
         device = state.length.device

@@ -7,7 +7,7 @@ from typing import Any
 from lazyllm_ext.errors import NotSupportedError
 
 from .checks import check_mode
-from .parts import language_of, parts_of
+from .parts import language_of, pieces_of
 
 
 class Snapshot:
@@ -21,14 +21,9 @@ class Snapshot:
         self._model, self._taken = model, _taken_from(model)
 
     def check_unchanged(self, *, parts: bool) -> None:
-        """Look at what may have changed since; every call of an applied model comes here.
+        """Raises NotSupportedError for another mode, or a part that is no longer the model's.
 
-        Args:
-            parts: look at each module and parameter, too: a walk over the model, made where a
-                cache begins.
-
-        Raises:
-            NotSupportedError: the model is in another mode, or a part is no longer the model's.
+        Every call comes here. `parts` is a walk over the model, made where a cache begins.
         """
         check_mode(self._model)
         for table, name, part in self._taken if parts else ():
@@ -45,21 +40,15 @@ def _taken_from(model: Any) -> list[tuple[dict[str, Any], str, Any]]:
     A part that is no longer in its place has been replaced since the decoder was built.
     """
     language = language_of(model)
-    family, parts = language.family, parts_of(language)
+    family = language.family
     taken = [(model._modules, "lm_head")] if language.whole else []
-    in_base = family.base_children() - {family.layers_name}
-    taken += [(language.base._modules, name) for name in in_base]
-    if parts.rotary is not None:
-        taken += [(parts.rotary._buffers, name) for name in parts.rotary._buffers]
-    norms = [parts.norm]
-    for layer, attention in zip(parts.layers, parts.attentions, strict=True):
-        own = family.layer_norms(layer)
-        taken += [(layer._modules, name) for name in own]
-        taken += [(layer._modules, name) for name in (family.attention_name, family.mlp_name)]
-        taken += [(attention._modules, name) for name in family.attention_children(attention)]
-        mlp = getattr(layer, family.mlp_name)._modules
-        taken += [(mlp, name) for name in mlp]
-        norms += [getattr(layer, name) for name in own]
-        norms += [getattr(attention, name) for name in family.attention_norms(attention)]
-    taken += [(norm._parameters, name) for norm in norms for name in norm._parameters]
+    for piece in pieces_of(language):
+        tables = piece.module._modules
+        taken += [(tables, name) for name in piece.children if name != family.layers_name]
+        if family.mlp_name in piece.children:
+            mlp = tables[family.mlp_name]._modules
+            taken += [(mlp, name) for name in mlp]
+        if piece.read:
+            held = getattr(piece.module, piece.read)
+            taken += [(held, name) for name in held]
     return [(table, name, table[name]) for table, name in taken]
