@@ -1,4 +1,7 @@
-"""LazyLLM for transformers models: what a user calls, the cache, the models' description."""
+"""LazyLLM for transformers models, in three rooms; each imports from those after it only.
+
+`api` is what a user calls, `cache` what a call does, `models` the description of models.
+"""
 
 from .api import Lazy, apply
 from .cache import LazyCache, Progress, Report, SequenceReport

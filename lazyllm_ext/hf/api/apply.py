@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any, NoReturn
 
 from lazyllm_ext.errors import NotSupportedError
-from lazyllm_ext.hf.cache.cache import LazyCache
 from lazyllm_ext.hf.cache.report import Report, refused_report
 from lazyllm_ext.hf.models.parts import language_of
 from lazyllm_ext.schedule import PruningSchedule
@@ -64,41 +63,21 @@ def apply(
 class Refused(Lazy):
     """Stands for a model that LazyLLM refused (`on_error="dense"`), and leaves it as it is."""
 
-    def __init__(
-        self,
-        model: Any,
-        schedule: Any,
-        min_tokens: Any,
-        refusal: NotSupportedError,
-    ):
+    def __init__(self, model: Any, schedule: Any, min_tokens: Any, refusal: NotSupportedError):
         self.model, self._refusal = model, str(refusal)
         loaded = PruningSchedule.load(schedule)
         self.schedule = loaded if min_tokens is None else replace(loaded, min_tokens=min_tokens)
-
-    @property
-    def decoder(self) -> NoReturn:  # type: ignore[override]
-        """See `new_cache`."""
-        raise NotSupportedError(self._refusal)
 
     def report(self) -> Report:
         """That nothing is done, and why: `refused`."""
         return refused_report(self._refusal)
 
-    def new_cache(self) -> NoReturn:
+    def remove(self) -> None:
+        """Nothing to undo."""
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Raises NotSupportedError, as all that only LazyLLM can do does."""
         raise NotSupportedError(self._refusal)
 
-    def prefill(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """See `new_cache`."""
-        raise NotSupportedError(self._refusal)
-
-    def save(self, cache: LazyCache, path: Any) -> NoReturn:
-        """See `new_cache`."""
-        raise NotSupportedError(self._refusal)
-
-    def load(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """See `new_cache`."""
-        raise NotSupportedError(self._refusal)
-
-    def remove(self) -> None:
-        """Nothing to undo."""
+    new_cache = prefill = save = load = _refuse
+    decoder = property(_refuse)

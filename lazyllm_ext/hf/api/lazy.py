@@ -4,34 +4,36 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Mapping
-from types import TracebackType
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lazyllm_ext.decoder import LazyDecoder
 from lazyllm_ext.errors import NotSupportedError
 from lazyllm_ext.hf.cache.cache import LazyCache
 from lazyllm_ext.hf.cache.forward import output, run, usable_cache
-from lazyllm_ext.hf.cache.inputs import one_cache
+from lazyllm_ext.hf.cache.progress import Progress
 from lazyllm_ext.hf.cache.report import Report, refused_report
 from lazyllm_ext.hf.cache.saved import load, model_fingerprint, save
-from lazyllm_ext.hf.models.checks import check_mode, check_placement
+from lazyllm_ext.hf.models.checks import check_placement
 from lazyllm_ext.hf.models.parts import language_of
 from lazyllm_ext.hf.models.ranks import refuse_ranks
-from lazyllm_ext.hf.models.refuse import (
-    refuse_drafts_of_turn,
-    refuse_forward_arguments,
-    refuse_generate_arguments,
-    refuse_generation,
-    refuse_turn,
-    refuse_unknown_arguments,
-)
 from lazyllm_ext.hf.models.versions import CACHE_NAME
 
+from .arguments import (
+    Call,
+    by_name,
+    check_forward_arguments,
+    check_forward_names,
+    check_generate_arguments,
+    check_generation,
+    without_nones,
+)
 from .fallback import Fallback, as_transformers, is_dense
 from .plans import Plans
+from .replaced import Replaced
 
 # Attributes of the model that an instance of Lazy stands in for, by its own methods' names.
 _REPLACED = (
@@ -62,30 +64,19 @@ class Lazy:
         min_tokens: int | str | None = None,
     ):
         self._fallback = fallback
-        language = language_of(model)
+        self._config = language_of(model).config
         check_placement(model)  # first: accelerate replaces forwards to move what is spread out
         _check_own(model)
         self.model = model
         self._plans = Plans(model, schedule, checked, min_tokens)
         self.schedule = self._plans.applied.schedule
-        self.decoder = self._plans.decoders[self._plans.applied]
-        self._config = language.config
         self._report: Report | None = None
-        # What the model did before, to be called, and what its own attributes were, to be restored.
-        self._before: dict[str, Any] = {name: getattr(model, name) for name in _REPLACED}
-        self._own = {name: model.__dict__[name] for name in _REPLACED if name in model.__dict__}
-        for name in _REPLACED:
-            model.__dict__[name] = getattr(self, name)
+        self._replaced = Replaced(model, {name: getattr(self, name) for name in _REPLACED})
 
-    def _cache_for(self, given: Any, schedule: Any) -> LazyCache:
-        """The cache of a call: the one given, or a new one for its schedule."""
-        plan = self._plans.of(schedule)
-        cache = usable_cache(given, plan, self._plans.decoders)
-        if schedule is not None and cache.plan is not plan:
-            raise ValueError(
-                "lazy_schedule: expected the schedule that the cache was begun with, got another"
-            )
-        return cache
+    @property
+    def decoder(self) -> LazyDecoder:
+        """The decoder loop of the schedule applied."""
+        return self._plans.decoders[self._plans.applied]
 
     def report(self) -> Report:
         """What the last finished `generate` did: tokens, times, memory.
@@ -109,9 +100,6 @@ class Lazy:
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         *,
-        inputs_embeds: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
         lazy_schedule: Any = None,
         **kwargs: Any,
     ) -> LazyCache:
@@ -122,31 +110,25 @@ class Lazy:
         find important waits, and comes back where it turns out to matter.
 
         Args:
-            input_ids: [B, columns] int64, or
-            inputs_embeds: [B, columns, hidden].
+            input_ids: [B, columns] int64; or `inputs_embeds`, [B, columns, hidden].
             attention_mask: [B, columns], 0 where there is no token.
-            position_ids: [B, columns]; by default they count the tokens of each sequence.
-            token_type_ids: zeros, as some tokenizers give them.
             lazy_schedule: the schedule of this document and its questions, anything that `apply`
                 takes; by default the one applied.
-            kwargs: what else the model takes with an image, `pixel_values` for example.
+            kwargs: what else a call of the model takes: `position_ids`, [B, columns], which count
+                the tokens of each sequence by default, `pixel_values` with an image, ….
 
         Raises ValueError as a call of the model does; `on_error` has no effect here.
         """
-        call = {
+        arguments = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
-            "position_ids": position_ids,
-            "inputs_embeds": inputs_embeds,
-            "token_type_ids": token_type_ids,
             "use_cache": True,
             "logits_to_keep": 1,
             "return_dict": True,
             **kwargs,
         }
-        given = {name: value for name, value in call.items() if value is not None}
-        cache = self._cache_for(None, lazy_schedule)
-        self._run(given, cache)
+        cache = LazyCache(self._plans.of(lazy_schedule))
+        self._run(without_nones(arguments), cache)
         cache.remember(input_ids)
         return cache
 
@@ -185,32 +167,12 @@ class Lazy:
         Raises:
             RuntimeError: somebody replaced one of the replaced attributes since, and would lose it.
         """
-        ours = {name: getattr(self, name) for name in _REPLACED}
-        attributes = self.model.__dict__
-        if not self._applied():
-            return
-        for name in _REPLACED:
-            if attributes.get(name) != ours[name]:
-                raise RuntimeError(
-                    f"remove: model.{name} was replaced after lazyllm_ext.apply; undo that first"
-                )
-        for name in _REPLACED:
-            del attributes[name]
-        attributes.update(self._own)
-
-    def _applied(self) -> bool:
-        attributes = self.model.__dict__
-        return any(attributes.get(name) == getattr(self, name) for name in _REPLACED)
+        self._replaced.undo()
 
     def __enter__(self) -> Lazy:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.remove()
 
     # The methods below stand in for the model's own ones of the same names.
@@ -224,7 +186,7 @@ class Lazy:
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
-        logits_to_keep: int | Tensor = 0,
+        logits_to_keep: int | Tensor | None = None,
         return_dict: bool | None = None,
         *,
         past_key_values: Any = None,
@@ -239,65 +201,66 @@ class Lazy:
         transformers' newer or older name. `lazy_schedule` is one for this call and those that go on
         from its cache, anything that `apply` takes.
         """
-        call = {
+        arguments = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "position_ids": position_ids,
+            "cache": cache,
             "inputs_embeds": inputs_embeds,
             "labels": labels,
             "use_cache": use_cache,
+            "logits_to_keep": logits_to_keep,
             "return_dict": return_dict,
+            "past_key_values": past_key_values,
+            "lazy_schedule": lazy_schedule,
             **kwargs,
         }
-        given = {name: value for name, value in call.items() if value is not None}
-        if not isinstance(logits_to_keep, int) or logits_to_keep != 0:
-            given["logits_to_keep"] = logits_to_keep
-        return self._call(given, one_cache(cache, past_key_values), lazy_schedule)
+        return self._call(Call(without_nones(arguments)))
 
-    def _call(self, call: dict[str, Any], given: Any, schedule: Any) -> Any:
+    def _call(self, call: Call) -> Any:
         """One call of the model, by LazyLLM or, where it refuses and that is wanted, without."""
-        dense = is_dense(self.model) or self._fallback.goes_on(given)
-        if not dense or isinstance(given, LazyCache):
+        ours = isinstance(call.cache, LazyCache)
+        dense = is_dense(self.model) or self._fallback.goes_on(call.cache)
+        if ours or not dense:
             try:
-                return self._run(call, self._cache_for(given, schedule))
+                return self._run(call.arguments, self._cache_for(call))
             except NotSupportedError as refusal:
-                self._fallback.accept(refusal, given)
-                if isinstance(given, LazyCache):  # of a generation that has not begun
-                    given.refused = str(refusal)
-        if given is not None and not isinstance(given, LazyCache):
-            call = {**call, CACHE_NAME: given}
-        result = self._before["forward"](**call)
+                self._fallback.accept(refusal, call.cache)
+                if ours:  # of a generation that has not begun
+                    call.cache.refused = str(refusal)
+        result = self._replaced.before["forward"](**call.for_transformers())
         self._fallback.begin(result)
         return result
 
-    def _run(self, call: Mapping[str, Any], cache: LazyCache) -> Any:
-        """One call of the model by LazyLLM; arguments that are None are left out of `call`."""
-        refuse_forward_arguments(call)
-        refuse_unknown_arguments(call)
-        logits = self._step(cache, call, call.get("logits_to_keep", 0))
-        keeps_cache = call.get("use_cache", self._config.use_cache)
-        as_dict = call.get("return_dict", self.model.config.return_dict)
+    def _cache_for(self, call: Call) -> LazyCache:
+        """The cache that is given, or a new one for the call's schedule."""
+        plan = self._plans.of(call.schedule)
+        cache = usable_cache(call.cache, plan, self._plans.decoders)
+        if call.schedule is not None and cache.plan is not plan:
+            raise ValueError(
+                "lazy_schedule: expected the schedule that the cache was begun with, got another"
+            )
+        return cache
+
+    def _run(self, arguments: Mapping[str, Any], cache: LazyCache) -> Any:
+        """One call of the model by LazyLLM, with those arguments of forward that are given."""
+        check_forward_arguments(arguments)
+        check_forward_names(arguments)
+        logits = self._step(cache, arguments, arguments.get("logits_to_keep", 0))
+        keeps_cache = arguments.get("use_cache", self._config.use_cache)
+        as_dict = arguments.get("return_dict", self.model.config.return_dict)
         return output(logits, cache if keeps_cache else None, as_dict)
 
     def _step(
-        self, cache: LazyCache, call: Mapping[str, Any], logits_to_keep: int | Tensor
+        self, cache: LazyCache, arguments: Mapping[str, Any], logits_to_keep: int | Tensor
     ) -> Tensor:
         """What the decoder makes of new tokens: logits [B, logits_to_keep, vocab]."""
-        check_mode(self.model)
-        if cache.state is None:
-            self._plans.check_parts()
+        self._plans.snapshot.check_unchanged(parts=cache.state is None)
+        decoder = self._plans.decoders[cache.plan]
+        longest = getattr(self._config, "max_position_embeddings", None)
         # Not in inference mode: a state made there could not be changed by a later call outside.
         with torch.inference_mode(False), torch.no_grad():
-            return run(
-                self._plans.decoders[cache.plan],
-                getattr(self._config, "max_position_embeddings", None),
-                cache,
-                call.get("input_ids"),
-                call.get("inputs_embeds"),
-                call.get("attention_mask"),
-                call.get("position_ids"),
-                logits_to_keep,
-            )
+            return run(decoder, longest, cache, arguments, logits_to_keep)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """transformers' generate, with a cache of ours and a report at the end.
@@ -307,80 +270,76 @@ class Lazy:
         `Progress` after every layer of the prompt; what it raises ends the generation.
         """
         signature = inspect.signature(type(self.model).generate)
-        arguments = signature.bind(self.model, *args, **kwargs).arguments
-        del arguments["self"]
-        arguments.update(arguments.pop("kwargs", {}))
-        given = one_cache(arguments.pop("cache", None), arguments.pop("past_key_values", None))
-        schedule = arguments.pop("lazy_schedule", None)
-        progress = arguments.pop("lazy_progress", None)
+        call = Call(by_name(signature, (self.model, *args), kwargs))
+        del call.arguments["self"]
+        progress = call.arguments.pop("lazy_progress", None)
         if progress is not None and not callable(progress):
             raise TypeError(f"lazy_progress: expected a function, got {type(progress).__name__}")
         cache = report = None
-        if is_dense(self.model) and isinstance(given, LazyCache):
+        if is_dense(self.model) and isinstance(call.cache, LazyCache):
             raise NotSupportedError(
                 f"{CACHE_NAME}: expected no LazyCache within a generation of transformers"
             )
         if not is_dense(self.model):
             try:
-                refuse_generate_arguments(arguments)
-                check_mode(self.model)
-                cache = self._cache_for(given, schedule)
-                cache.may_fall_back = cache is not given
-                return self._generate(arguments, cache, progress)
+                self._plans.snapshot.check_unchanged(parts=False)
+                cache = self._cache_for(call)
+                cache.may_fall_back = cache is not call.cache
+                check_generate_arguments(call.arguments, self.model.generation_config, cache)
+                return self._generate(call, cache, progress)
             except NotSupportedError as refusal:
-                self._fallback.accept(refusal, given if cache is None else cache)
+                self._fallback.accept(refusal, call.cache if cache is None else cache)
                 report = refused_report(str(refusal))
             finally:
                 if cache is not None:
                     cache.may_fall_back = False
-        if given is not None:
-            arguments[CACHE_NAME] = given
         with as_transformers(self.model):
-            result = self._before["generate"](**arguments)
+            result = self._replaced.before["generate"](**call.for_transformers())
         self._report = report or self._report
         return result
 
-    def _generate(self, arguments: dict[str, Any], cache: LazyCache, progress: Any) -> Any:
-        if cache.columns:
-            refuse_turn(arguments, self.model.generation_config, cache.columns, cache.document)
-            refuse_drafts_of_turn(arguments, self.model.generation_config, cache.columns)
-        cache.begin_generation(arguments.get("position_ids") is not None, progress)
+    def _generate(
+        self, call: Call, cache: LazyCache, progress: Callable[[Progress], object] | None
+    ) -> Any:
+        """One generation by LazyLLM."""
+        cache.begin_generation(call.arguments.get("position_ids") is not None, progress)
         try:
-            result = self._before["generate"](**arguments, **{CACHE_NAME: cache})
+            result = self._replaced.before["generate"](**call.arguments, **{CACHE_NAME: cache})
         finally:
             cache.end_generation()
         refused = cache.refused
         self._report = cache.report() if refused is None else refused_report(refused)
         return result
 
+    # transformers' generate calls these of the model's methods: before it does anything, …
+
     def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
-        """Called by generate before it does anything."""
         if not is_dense(self.model):
-            refuse_forward_arguments(model_kwargs)
-        self._before["_validate_model_kwargs"](model_kwargs)
+            check_forward_arguments(model_kwargs)
+        self._replaced.before["_validate_model_kwargs"](model_kwargs)
 
     def _validate_generation_mode(
         self, generation_mode: Any, generation_config: Any, generation_mode_kwargs: Any
     ) -> None:
-        """Called by generate before it does anything."""
         if not is_dense(self.model):
-            refuse_generation(generation_mode, generation_config)
+            check_generation(generation_mode, generation_config)
             # All chunks of a prompt are one step: only the last token says which of them matter.
             # The decoder bounds what many rows need by itself.
             generation_config.prefill_chunk_size = None
-        self._before["_validate_generation_mode"](
+        self._replaced.before["_validate_generation_mode"](
             generation_mode, generation_config, generation_mode_kwargs
         )
+
+    # … and after every step.
 
     def _update_model_kwargs_for_generation(
         self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> dict[str, Any]:
-        """Called by generate after every step."""
         cache = getattr(outputs, CACHE_NAME)
         # With drafts, generate adds to the mask before a step, too.
         if isinstance(cache, LazyCache) and "num_new_tokens" not in kwargs:
             cache.follow(model_kwargs)
-        update = self._before["_update_model_kwargs_for_generation"]
+        update = self._replaced.before["_update_model_kwargs_for_generation"]
         updated: dict[str, Any] = update(outputs, model_kwargs, *args, **kwargs)
         return updated
 

@@ -9,11 +9,11 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from lazyllm_ext.decoder import LazyDecoder
-from lazyllm_ext.errors import NotSupportedError
-from lazyllm_ext.hf.cache.cache import Plan
+from lazyllm_ext.hf.cache.plan import Plan
 from lazyllm_ext.hf.cache.progress import tell_watcher
-from lazyllm_ext.hf.models.build import build_decoder, taken_from
+from lazyllm_ext.hf.models.build import build_decoder
 from lazyllm_ext.hf.models.ranks import refuse_ranks
+from lazyllm_ext.hf.models.unchanged import Snapshot
 from lazyllm_ext.schedule import PruningSchedule
 
 from .payoff import min_tokens_of
@@ -27,6 +27,7 @@ class Plans:
     Attributes:
         decoders: as long as a cache is there that was begun with it, or it is one of the last ones.
         applied: the plan of calls that bring none.
+        snapshot: the model as the first decoder was built from it.
 
     Args:
         min_tokens: instead of those of the schedule applied; None: its own.
@@ -40,7 +41,7 @@ class Plans:
         if min_tokens is not None:
             own = replace(own, min_tokens=min_tokens)
         self.applied = self._add(own)
-        self._parts = taken_from(model)
+        self.snapshot = Snapshot(model)
 
     def of(self, schedule: Any) -> Plan:
         """The plan of a call's own schedule; None: the one applied."""
@@ -50,17 +51,8 @@ class Plans:
         for plan in list(self.decoders):
             if plan.schedule == own:
                 return plan
-        self.check_parts()
+        self.snapshot.check_unchanged(parts=True)
         return self._add(own)
-
-    def check_parts(self) -> None:
-        """Raises NotSupportedError if a module that the decoders use is no longer the model's."""
-        for table, name, part in self._parts:
-            if table.get(name) is not part:
-                raise NotSupportedError(
-                    f"model: {name} was replaced, moved or cast after lazyllm_ext.apply; remove() "
-                    "and apply again"
-                )
 
     def _own(self, schedule: Any) -> PruningSchedule:
         loaded = PruningSchedule.load(schedule)

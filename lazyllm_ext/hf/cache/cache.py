@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
@@ -12,10 +11,8 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from lazyllm_ext.hf.models.versions import CACHE_NAME, columns_cropped
-from lazyllm_ext.schedule import PruningSchedule
 from lazyllm_ext.state import (
     LazyState,
-    StoreSpec,
     aux_nbytes,
     crop_,
     fork_state,
@@ -23,21 +20,10 @@ from lazyllm_ext.state import (
     select_sequences,
 )
 
+from .plan import Plan
 from .progress import Progress
-from .report import Report, Turn, make_report
-
-
-@dataclass(frozen=True, eq=False)
-class Plan:
-    """What a cache knows of the decoder that fills it; one object per schedule of an `apply`."""
-
-    spec: StoreSpec
-    schedule: PruningSchedule
-    boundary_layers: tuple[int, ...]
-    min_tokens: int
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Plan:
-        return self  # a copied cache still belongs to the same decoder
+from .report import Report, make_report
+from .turn import Turn
 
 
 class LazyCache(Cache):
@@ -100,10 +86,7 @@ class LazyCache(Cache):
         self.check_usable()
         if self.state is None:
             raise ValueError("report: expected a cache that has been used, got an empty one")
-        plan, turn = self.plan, self.turn or Turn.unknown(self.state)
-        return make_report(
-            plan.schedule, plan.boundary_layers, plan.min_tokens, plan.spec, self.state, turn
-        )
+        return make_report(self.plan, self.state, self.turn or Turn.unknown(self.state))
 
     def kv_nbytes(self) -> int:
         """Bytes that stored keys and values take, spare room included."""
@@ -182,13 +165,7 @@ class LazyCache(Cache):
     def is_sliding(self) -> list[bool]:
         return [False] * len(self)
 
-    @property
-    def is_linear(self) -> list[bool]:
-        return [False] * len(self)
-
-    @property
-    def is_dummy(self) -> list[bool]:
-        return [False] * len(self)
+    is_linear = is_dummy = is_sliding
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Columns seen so far, whatever was dropped: this is what positions are counted by."""

@@ -1,168 +1,193 @@
-"""From padded batches to packed rows, and back."""
+"""The arguments of a call of a model: checked against its cache, and packed for the decoder."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lazyllm_ext.decoder import LazyDecoder
 from lazyllm_ext.errors import NotSupportedError
+from lazyllm_ext.hf.models.refusal import refusal
 from lazyllm_ext.hf.models.versions import CACHE_NAME
 
 from .cache import LazyCache
+from .padding import Padding, find_padding
 
 
 @dataclass(frozen=True)
-class Rows:
-    """The tokens of a call, sequence after sequence, without the columns that hold none.
+class PackedInputs:
+    """The new tokens of a call, sequence after sequence, without the columns that hold none.
 
     Attributes:
-        batch, columns: shape of the call's inputs.
-        counts: new tokens of each sequence.
-        place: [rows] int64, place of each row in the flattened [batch · columns] input; None where
-            every column holds a token.
-        absent: [B, all columns so far] bool, see `LazyCache.absent`.
+        hidden: [rows, hidden], their embeddings.
+        positions: [rows] int64.
+        padding: where they stand in the call's inputs.
+        kept: for how many of the last new tokens logits are asked.
     """
 
-    batch: int
-    columns: int
-    counts: list[int]
-    place: Tensor | None
-    absent: Tensor | None
-
-    def pack(self, padded: Tensor) -> Tensor:
-        """[B, columns, …] -> [rows, …]."""
-        flat = padded.reshape(self.batch * self.columns, *padded.shape[2:])
-        return flat if self.place is None else flat.index_select(0, self.place)
-
-    def unpack(self, logits: Tensor, kept: int) -> Tensor:
-        """Logits [Σ_b min(kept, counts[b]), vocab] -> [B, kept, vocab].
-
-        With kept == columns each token's are in its own column; otherwise the last tokens' are at
-        the end, whatever columns without a token came after them. Zeros where there are none.
-        """
-        if self.place is None or all(count >= kept for count in self.counts):
-            return logits.view(self.batch, kept, -1)
-        if kept == self.columns:
-            place = self.place
-        else:
-            ends = [(b + 1) * kept for b in range(self.batch)]
-            place = torch.tensor(
-                [
-                    column
-                    for end, count in zip(ends, self.counts, strict=True)
-                    for column in range(end - min(kept, count), end)
-                ],
-                device=logits.device,
-            )
-        padded = logits.new_zeros(self.batch * kept, logits.size(-1))
-        return padded.index_copy_(0, place, logits).view(self.batch, kept, -1)
+    hidden: Tensor
+    positions: Tensor
+    padding: Padding
+    kept: int
 
 
-def find_rows(
-    mask: Tensor | None, batch: int, columns: int, cache: LazyCache, device: torch.device
-) -> Rows:
-    """Which columns of a call hold a token.
+def pack_inputs(
+    decoder: LazyDecoder,
+    max_tokens: int | None,
+    cache: LazyCache,
+    call: Mapping[str, Any],
+    logits_to_keep: int | Tensor,
+) -> PackedInputs:
+    """All that a call says of its tokens; what does not fit is refused before any work.
 
     Args:
-        mask: [B, columns seen before + columns], 0 where there is no token; None: all hold one.
+        max_tokens: longest prompt with all that came before it; None for no limit.
+        call: `input_ids` or `inputs_embeds`, `attention_mask` and `position_ids`, where given.
 
     Raises:
-        NotSupportedError: a mask that is no table, or leaves a sequence without a new token.
-        ValueError: a mask of another size, or one that contradicts what was computed before.
+        ValueError: arguments that do not fit each other or the cache; NotSupportedError for what
+            transformers would run.
     """
-    if mask is None:
-        if cache.absent is not None and not cache.mask_follows:
+    weight: Any = decoder.embed.weight
+    name, given = _the_input(call.get("input_ids"), call.get("inputs_embeds"), weight)
+    _check_input(name, given, cache, weight.device)
+    batch, columns = given.shape[:2]
+    padding = find_padding(call.get("attention_mask"), batch, columns, cache, weight.device)
+    kept = _logits_kept(logits_to_keep, padding, decoder)
+    position_ids = call.get("position_ids")
+    held = [0] * batch if cache.state is None else cache.state.host_length
+    longest = max(old + new for old, new in zip(held, padding.counts, strict=True))
+    positions = _positions(position_ids, padding, cache, held, weight.device)
+    if decoder.learns_positions:
+        table: Any = decoder.position_embed
+        past_end = longest if position_ids is None else int(positions.max()) + 1
+        if past_end > table.num_embeddings:  # transformers cannot go on either
             raise ValueError(
-                f"attention_mask: expected the mask of all columns, since {CACHE_NAME} holds "
-                "padded sequences, got none"
+                f"{name}: expected at most {table.num_embeddings} tokens, since the model learned "
+                f"so many positions, got {past_end}"
             )
-        return Rows(batch, columns, [columns] * batch, None, cache.absent)
-    total = cache.columns + columns
-    if not isinstance(mask, Tensor) or mask.dim() != 2:
-        got = f"{mask.dim()} dimensions" if isinstance(mask, Tensor) else type(mask).__name__
+    if columns > 1 and max_tokens is not None and longest > max_tokens:
+        raise refusal(
+            "input_ids", f"at most {max_tokens} tokens (config.max_position_embeddings)", longest
+        )
+    rows = padding.pack(given)
+    hidden = decoder.embed_tokens(rows) if name == "input_ids" else rows
+    return PackedInputs(hidden, positions, padding, kept)
+
+
+def _the_input(
+    input_ids: Tensor | None, inputs_embeds: Tensor | None, weight: Tensor
+) -> tuple[str, Tensor]:
+    """The one input that is given, by name; `weight` [vocab, hidden] is that of the embedding."""
+    if input_ids is not None and inputs_embeds is not None:
+        raise ValueError("input_ids: expected one of input_ids and inputs_embeds, got both")
+    if inputs_embeds is not None:
+        hidden, dtype = weight.size(1), weight.dtype
+        fits = isinstance(inputs_embeds, Tensor) and inputs_embeds.dim() == 3
+        if not fits or inputs_embeds.size(2) != hidden or inputs_embeds.dtype != dtype:
+            raise ValueError(
+                f"inputs_embeds: expected [batch, columns, {hidden}] of {dtype}, "
+                f"got {_shown(inputs_embeds)}"
+            )
+        return "inputs_embeds", inputs_embeds
+    if input_ids is None:
+        raise ValueError("input_ids: expected one of input_ids and inputs_embeds, got none")
+    fits = isinstance(input_ids, Tensor) and input_ids.dim() == 2
+    if not fits or input_ids.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"input_ids: expected [batch, columns] of int64, got {_shown(input_ids)}")
+    return "input_ids", input_ids
+
+
+def _shown(given: Any) -> str:
+    if not isinstance(given, Tensor):
+        return f"{type(given).__name__}, no tensor"
+    return f"{list(given.shape)} of {given.dtype}"
+
+
+def _check_input(name: str, given: Tensor, cache: LazyCache, device: torch.device) -> None:
+    """The device, the number of sequences, and that there is something to compute."""
+    if given.device != device:
+        raise ValueError(f"{name}: expected a tensor on {device}, got one on {given.device}")
+    if torch.is_autocast_enabled(device.type):
         raise NotSupportedError(
-            f"attention_mask: expected 2 dimensions [batch, columns], got {got}"
+            "torch.autocast: not supported; load the model in the dtype it shall compute in"
         )
-    if tuple(mask.shape) != (batch, total):
-        raise ValueError(
-            f"attention_mask: expected shape [{batch}, {total}] ({cache.columns} columns before, "
-            f"{columns} new), got {list(mask.shape)}"
-        )
-    absent = (mask == 0).to(device)
-    if cache.absent is None and not bool(absent.any()):
-        return Rows(batch, columns, [columns] * batch, None, None)
-    _check_past(absent[:, : cache.columns], cache.absent)
-    new = ~absent[:, cache.columns :]
-    counts = new.sum(dim=1).tolist()
-    for sequence, count in enumerate(counts):
-        if count == 0:
-            raise NotSupportedError(
-                f"attention_mask: expected a new token in every sequence, got none in {sequence}"
-            )
-    full = all(count == columns for count in counts)
-    return Rows(
-        batch, columns, counts, None if full else new.reshape(-1).nonzero().view(-1), absent
-    )
-
-
-def _check_past(absent: Tensor, before: Tensor | None) -> None:
-    """The columns of earlier calls hold what they held then."""
-    known = torch.zeros_like(absent)
-    if before is not None:
-        known[:, : before.size(1)] = before
-    if torch.equal(absent, known):
+    batch, columns = given.shape[:2]
+    if batch == 0 or columns == 0:
+        raise ValueError(f"{name}: expected at least one token, got shape {list(given.shape)}")
+    held = cache.batch_size
+    if cache.state is None or held == batch:
         return
-    sequence, column = (absent != known).nonzero()[0].tolist()
-    if known[sequence, column]:
-        problem = "shows a token that did not exist"
-    else:
-        problem = "hides a token that is stored"
-    raise ValueError(
-        "attention_mask: expected earlier columns as they were when they were computed, "
-        f"got one that {problem}: sequence {sequence}, column {column}"
-    )
+    hint = ""
+    if batch > held and batch % held == 0:
+        hint = (
+            f"; for beams or several answers to each, call {CACHE_NAME}.batch_repeat_interleave("
+            f"{batch // held}) before"
+        )
+    raise ValueError(f"{name}: expected {held} sequences as in {CACHE_NAME}, got {batch}{hint}")
 
 
-def find_positions(
-    position_ids: Tensor | None, rows: Rows, cache: LazyCache, device: torch.device
+def _logits_kept(asked: int | Tensor, padding: Padding, decoder: LazyDecoder) -> int:
+    """For how many of the last new tokens logits are computed."""
+    if not isinstance(asked, int):
+        raise refusal("logits_to_keep", "a number of last tokens", type(asked).__name__)
+    if asked < 0:
+        raise ValueError(f"logits_to_keep: expected a number of last tokens, got {asked}")
+    columns = padding.columns
+    kept = min(asked or columns, columns)
+    if not decoder.boundaries:
+        return kept
+    if asked == 0 and columns > 1:
+        raise refusal(
+            "logits_to_keep",
+            "at least 1, since the schedule drops tokens before the last layer",
+            f"0 (all {columns}); generate asks for 1",
+        )
+    # The same number of last tokens is protected in all sequences.
+    shortest = min(padding.counts)
+    if kept > max(shortest, decoder.window):
+        raise refusal(
+            "logits_to_keep",
+            f"at most {max(shortest, decoder.window)}, since one sequence has {shortest} new "
+            "tokens and the schedule drops tokens",
+            kept,
+        )
+    return kept
+
+
+def _positions(
+    position_ids: Tensor | None,
+    padding: Padding,
+    cache: LazyCache,
+    held: list[int],
+    device: torch.device,
 ) -> Tensor:
-    """Positions [rows] int64: those given, else each token's index in its own sequence.
-
-    Raises:
-        NotSupportedError: positions that are no whole numbers.
-        ValueError: positions of another size.
-    """
+    """Positions [rows] int64: those given, else each token's index in its own sequence."""
     if position_ids is not None:
-        if not isinstance(position_ids, Tensor) or position_ids.is_floating_point():
-            got = getattr(position_ids, "dtype", type(position_ids).__name__)
-            raise NotSupportedError(f"position_ids: expected a tensor of int64, got {got}")
-        if position_ids.dim() != 2 or position_ids.size(0) not in (1, rows.batch):
-            raise ValueError(
-                f"position_ids: expected shape [{rows.batch}, {rows.columns}], "
-                f"got {list(position_ids.shape)}"
-            )
-        if position_ids.size(1) == cache.columns + rows.columns:
-            position_ids = position_ids[:, cache.columns :]
-        if position_ids.size(1) != rows.columns:
-            raise ValueError(
-                f"position_ids: expected {rows.columns} columns, got {position_ids.size(1)}"
-            )
-        return rows.pack(position_ids.expand(rows.batch, -1).to(device)).long()
-    if cache.state is not None and rows.columns == 1:
+        given = _given_positions(position_ids, padding, cache.columns)
+        return padding.pack(given.to(device)).long()
+    if cache.state is not None and padding.columns == 1:
         return cache.state.length.clone()  # on the device already
-    lengths = [0] * rows.batch if cache.state is None else cache.state.host_length
-    spans = [
-        torch.arange(length, length + count, device=device)
-        for length, count in zip(lengths, rows.counts, strict=True)
-    ]
-    return spans[0] if rows.batch == 1 else torch.cat(spans)
+    spans = zip(held, padding.counts, strict=True)
+    return torch.cat([torch.arange(old, old + new, device=device) for old, new in spans])
 
 
-def one_cache(cache: Any, past_key_values: Any) -> Any:
-    """The cache of a call, whichever name it was given by."""
-    if cache is not None and past_key_values is not None:
-        raise ValueError("cache: expected one of cache and past_key_values, got both")
-    return past_key_values if cache is None else cache
+def _given_positions(position_ids: Tensor, padding: Padding, before: int) -> Tensor:
+    """[B, columns] of the new columns; those of `before` earlier ones may be there, too."""
+    if not isinstance(position_ids, Tensor) or position_ids.is_floating_point():
+        got = getattr(position_ids, "dtype", type(position_ids).__name__)
+        raise refusal("position_ids", "a tensor of int64", got)
+    batch, columns = padding.batch, padding.columns
+    if position_ids.dim() != 2 or position_ids.size(0) not in (1, batch):
+        raise ValueError(
+            f"position_ids: expected shape [{batch}, {columns}], got {list(position_ids.shape)}"
+        )
+    if position_ids.size(1) == before + columns:
+        position_ids = position_ids[:, before:]
+    if position_ids.size(1) != columns:
+        raise ValueError(f"position_ids: expected {columns} columns, got {position_ids.size(1)}")
+    return position_ids.expand(batch, -1)

@@ -47,13 +47,18 @@ def watched(
     callback: Callable[[Progress], object] | None, decoder: LazyDecoder, tokens: int
 ) -> Iterator[None]:
     """Call `callback` after every layer that is computed within; what it raises ends the step."""
-    if callback is None:  # a call within another one's callback tells that one nothing
-        before = _watcher.set(None)
-        try:
-            yield
-        finally:
-            _watcher.reset(before)
-        return
+    # A call within another one's callback tells that one nothing.
+    before = _watcher.set(callback and _telling(callback, decoder, tokens))
+    try:
+        yield
+    finally:
+        _watcher.reset(before)
+
+
+def _telling(
+    callback: Callable[[Progress], object], decoder: LazyDecoder, tokens: int
+) -> Callable[[int, int], None]:
+    """A watcher that calls back with what a layer's number and rows say of the whole."""
     shares = _shares(decoder, tokens)
     began = perf_counter()
 
@@ -62,11 +67,7 @@ def watched(
         remaining = seconds * sum(shares[done:]) / sum(shares[:done])
         callback(Progress(done, len(shares), tokens, rows, seconds, remaining))
 
-    before = _watcher.set(watcher)
-    try:
-        yield
-    finally:
-        _watcher.reset(before)
+    return watcher
 
 
 def _shares(decoder: LazyDecoder, tokens: int) -> list[float]:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, replace
-from time import perf_counter
+from dataclasses import asdict, dataclass, field
 from typing import Any
-
-import torch
 
 from lazyllm_ext.schedule import PruningSchedule
 from lazyllm_ext.state import (
@@ -20,6 +17,9 @@ from lazyllm_ext.state import (
     revived,
 )
 
+from .plan import Plan
+from .turn import Turn
+
 # What a report does not know of a cache that was loaded.
 _OF_A_TURN = (
     "prompt_tokens",
@@ -30,62 +30,6 @@ _OF_A_TURN = (
     "decode_tokens_per_second",
     "revived_per_boundary",
 )
-
-
-@dataclass
-class Turn:
-    """Clock and counters of a prompt and the tokens generated after it."""
-
-    started: float | None  # None: in another process
-    cached_tokens: list[int]  # n of each sequence before the prompt
-    revived: list[int]  # per boundary, before the prompt
-    context_tokens: list[int] = field(default_factory=list)  # n of each sequence with the prompt
-    # Tokens of each sequence that were computed to the end of the last layer, of all the context.
-    finished: list[int] = field(default_factory=list)
-    prompt_done: float = 0.0
-    steps: int = 0  # calls after the prompt
-    last_done: float = 0.0
-
-    @staticmethod
-    def unknown(state: LazyState) -> Turn:
-        """Stands for what filled a state that was loaded: all its tokens were there before."""
-        lengths = list(state.host_length)
-        return Turn(None, lengths, revived(state), lengths, list(state.finished))
-
-    def end_prompt(self, state: LazyState, drafted: int) -> None:
-        """The prompt is computed, and after it so many tokens that only may be generated ones."""
-        device = state.length.device
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)  # once per generation: now the logits are there
-        self.prompt_done = self.last_done = perf_counter()
-        self.context_tokens = [length - drafted for length in state.host_length]
-        self.finished = list(state.finished)
-
-    def end_step(self) -> None:
-        self.steps += 1
-        self.last_done = perf_counter()
-
-    def cropped(self, lengths: list[int]) -> Turn:
-        """The same turn once every sequence has at most `lengths` tokens.
-
-        Which tokens were finished is not stored, so their number becomes an upper bound.
-        """
-        context = list(map(min, self.context_tokens, lengths))
-        return replace(
-            self,
-            cached_tokens=list(map(min, self.cached_tokens, lengths)),
-            context_tokens=context,
-            finished=list(map(min, self.finished, context)),
-        )
-
-    def of_sequences(self, order: list[int]) -> Turn:
-        """The same turn of sequences order[0], order[1], …"""
-        return replace(
-            self,
-            cached_tokens=[self.cached_tokens[place] for place in order],
-            context_tokens=[self.context_tokens[place] for place in order],
-            finished=[self.finished[place] for place in order],
-        )
 
 
 @dataclass(frozen=True)
@@ -138,25 +82,25 @@ class Report:
     """
 
     schedule: dict[str, Any]
-    boundary_layers: list[int]
-    min_tokens: int
-    sequences: int
-    prompt_tokens: int
-    cached_tokens: int
-    generated_tokens: int
-    ttft_seconds: float | None
-    decode_seconds: float | None
-    decode_seconds_per_token: float | None
-    decode_tokens_per_second: float | None
-    tokens_total: int
-    tokens_per_stage: list[int]
-    tokens_per_layer: list[int]
-    prompt_computed_percent: float
-    revived_per_boundary: list[int]
-    kv_bytes: int
-    aux_bytes: int
-    dense_kv_bytes: int
-    per_sequence: list[SequenceReport]
+    boundary_layers: list[int] = field(default_factory=list)
+    min_tokens: int = 0
+    sequences: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+    ttft_seconds: float | None = None
+    decode_seconds: float | None = None
+    decode_seconds_per_token: float | None = None
+    decode_tokens_per_second: float | None = None
+    tokens_total: int = 0
+    tokens_per_stage: list[int] = field(default_factory=list)
+    tokens_per_layer: list[int] = field(default_factory=list)
+    prompt_computed_percent: float = 0.0
+    revived_per_boundary: list[int] = field(default_factory=list)
+    kv_bytes: int = 0
+    aux_bytes: int = 0
+    dense_kv_bytes: int = 0
+    per_sequence: list[SequenceReport] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
     refused: str | None = None
 
@@ -175,49 +119,41 @@ class Report:
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
 
-def make_report(
-    schedule: PruningSchedule,
-    boundary_layers: tuple[int, ...],
-    min_tokens: int,
-    spec: StoreSpec,
-    state: LazyState,
-    turn: Turn,
-) -> Report:
+def make_report(plan: Plan, state: LazyState, turn: Turn) -> Report:
     """The report of a turn, from the state as it is now."""
-    sequences = len(state.host_length)
-    stages = computed_per_stage(state)
-    per_stage = [sum(counts) for counts in stages]
-    context = sum(turn.context_tokens)
+    spec, stages = plan.spec, computed_per_stage(state)
     of_context = _context_per_stage(state, turn)
-    percents = [
-        _percent(spec, [counts[b] for counts in of_context], turn.finished[b], context_of_b)
-        for b, context_of_b in enumerate(turn.context_tokens)
+    sequences = [
+        _of_sequence(b, spec, state, turn, stages, of_context)
+        for b in range(len(state.host_length))
     ]
-    ttft_seconds = decode_seconds = None
+    per_stage = [sum(counts) for counts in stages]
+    later = sum(state.host_length) - sum(turn.context_tokens)  # generated and computed
+    ttft = seconds = None
     if turn.started is not None:
-        ttft_seconds = turn.prompt_done - turn.started
-        decode_seconds = turn.last_done - turn.prompt_done
-    later = sum(state.host_length) - context  # generated and computed, after the prompt
-    first = int(turn.started is not None)  # the token that the prompt gave
+        ttft, seconds = turn.prompt_done - turn.started, turn.last_done - turn.prompt_done
     return Report(
-        schedule=schedule.to_dict(),
-        boundary_layers=list(boundary_layers),
-        min_tokens=min_tokens,
-        sequences=sequences,
-        prompt_tokens=context - sum(turn.cached_tokens),
-        cached_tokens=sum(turn.cached_tokens),
-        generated_tokens=later + first * sequences,
-        ttft_seconds=ttft_seconds,
-        decode_seconds=decode_seconds,
-        decode_seconds_per_token=decode_seconds * sequences / later
-        if decode_seconds is not None and later
-        else None,
-        decode_tokens_per_second=later / decode_seconds if decode_seconds and later else None,
+        schedule=plan.schedule.to_dict(),
+        boundary_layers=list(plan.boundary_layers),
+        min_tokens=plan.min_tokens,
+        sequences=len(sequences),
+        prompt_tokens=sum(one.prompt_tokens for one in sequences),
+        cached_tokens=sum(one.cached_tokens for one in sequences),
+        generated_tokens=sum(one.generated_tokens for one in sequences),
+        ttft_seconds=ttft,
+        decode_seconds=seconds,
+        decode_seconds_per_token=(
+            None if seconds is None or not later else seconds * len(sequences) / later
+        ),
+        decode_tokens_per_second=later / seconds if seconds and later else None,
         tokens_total=sum(state.host_length),
         tokens_per_stage=per_stage,
         tokens_per_layer=_per_layer(spec, per_stage, sum(state.finished)),
         prompt_computed_percent=_percent(
-            spec, [sum(counts) for counts in of_context], sum(turn.finished), context
+            spec,
+            [sum(counts) for counts in of_context],
+            sum(turn.finished),
+            sum(turn.context_tokens),
         ),
         revived_per_boundary=[
             now - before for now, before in zip(revived(state), turn.revived, strict=True)
@@ -225,45 +161,36 @@ def make_report(
         kv_bytes=kv_nbytes(state),
         aux_bytes=aux_nbytes(state),
         dense_kv_bytes=_dense_nbytes(spec, state),
-        per_sequence=[
-            SequenceReport(
-                prompt_tokens=turn.context_tokens[b] - turn.cached_tokens[b],
-                cached_tokens=turn.cached_tokens[b],
-                generated_tokens=length - turn.context_tokens[b] + first,
-                tokens_total=length,
-                tokens_per_stage=[counts[b] for counts in stages],
-                prompt_computed_percent=percents[b],
-            )
-            for b, length in enumerate(state.host_length)
-        ],
+        per_sequence=sequences,
         unknown=[] if turn.started is not None else list(_OF_A_TURN),
     )
 
 
 def refused_report(reason: str) -> Report:
     """The report of what transformers computed instead."""
-    return Report(
-        schedule=PruningSchedule().to_dict(),
-        boundary_layers=[],
-        min_tokens=0,
-        sequences=0,
-        prompt_tokens=0,
-        cached_tokens=0,
-        generated_tokens=0,
-        ttft_seconds=None,
-        decode_seconds=None,
-        decode_seconds_per_token=None,
-        decode_tokens_per_second=None,
-        tokens_total=0,
-        tokens_per_stage=[],
-        tokens_per_layer=[],
-        prompt_computed_percent=0.0,
-        revived_per_boundary=[],
-        kv_bytes=0,
-        aux_bytes=0,
-        dense_kv_bytes=0,
-        per_sequence=[],
-        refused=reason,
+    return Report(PruningSchedule().to_dict(), refused=reason)
+
+
+def _of_sequence(
+    b: int,
+    spec: StoreSpec,
+    state: LazyState,
+    turn: Turn,
+    stages: list[list[int]],
+    of_context: list[list[int]],
+) -> SequenceReport:
+    """Of sequence b; `stages` and `of_context` hold, per stage, a count of every sequence."""
+    context, cached, length = turn.context_tokens[b], turn.cached_tokens[b], state.host_length[b]
+    first = int(turn.started is not None)  # the token that the prompt gave
+    return SequenceReport(
+        prompt_tokens=context - cached,
+        cached_tokens=cached,
+        generated_tokens=length - context + first,
+        tokens_total=length,
+        tokens_per_stage=[counts[b] for counts in stages],
+        prompt_computed_percent=_percent(
+            spec, [counts[b] for counts in of_context], turn.finished[b], context
+        ),
     )
 
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from lazyllm_ext.decoder import LazyDecoder
 from lazyllm_ext.state import from_tensors, to_tensors
 
-from .cache import LazyCache, Plan
+from .cache import LazyCache
+from .plan import Plan
 
 _FORMAT = "lazyllm-ext prefill 1"
 _ADAPTERS = ("active_adapters", "disable_adapters", "merged_adapters", "scaling")  # PEFT's names
@@ -89,23 +90,19 @@ def load(
     try:
         with safe_open(path, "pt", device=str(device)) as file:
             metadata = file.metadata() or {}
-            _check(where, metadata, plan, model)
+            _check_metadata(where, metadata, plan, model)
             tensors: dict[str, Tensor] = {
                 name: file.get_tensor(name) for name in file.offset_keys()
             }
     except SafetensorError as error:
-        raise ValueError(
-            f"{where}: expected a saved prefill, got a damaged one or another file: {error}"
-        ) from error
+        raise _damaged(where, f" or another file: {error}") from error
     cache = LazyCache(plan)
     for name in _OF_COLUMNS:
         setattr(cache, name, tensors.pop(name, None))
     try:
         cache.state = from_tensors(plan.spec, tensors)
     except (ValueError, IndexError, RuntimeError, TypeError) as error:
-        raise ValueError(
-            f"{where}: expected a saved prefill, got a damaged one: {error}"
-        ) from error
+        raise _damaged(where, f": {error}") from error
     got = cache.state.keys[0].dtype
     if got != dtype:
         raise ValueError(f"{where}: expected {dtype}, got {got}")
@@ -113,8 +110,12 @@ def load(
     if cache.columns < max(cache.state.host_length) or not all(
         _fits(cache, getattr(cache, name), kind) for name, kind in _OF_COLUMNS.items()
     ):
-        raise ValueError(f"{where}: expected a saved prefill, got a damaged one")
+        raise _damaged(where)
     return cache
+
+
+def _damaged(where: str, why: str = "") -> ValueError:
+    return ValueError(f"{where}: expected a saved prefill, got a damaged one{why}")
 
 
 def _fits(cache: LazyCache, tensor: Tensor | None, kind: torch.dtype) -> bool:
@@ -134,11 +135,11 @@ def _rules(plan: Plan) -> dict[str, Any]:
     return {**rules, "layers": list(plan.boundary_layers)}
 
 
-def _check(where: str, metadata: dict[str, str], plan: Plan, model: str) -> None:
+def _check_metadata(where: str, metadata: dict[str, str], plan: Plan, model: str) -> None:
     if metadata.get("format") != _FORMAT:
         raise ValueError(f"{where}: expected a saved prefill ({_FORMAT!r}), got another file")
     if {"model", "schedule", "columns"} - metadata.keys() or not metadata["columns"].isdigit():
-        raise ValueError(f"{where}: expected a saved prefill, got a damaged one")
+        raise _damaged(where)
     if metadata["model"] != model:
         raise ValueError(
             f"{where}: expected a prefill of this model ({model}), got one of another model or of "
@@ -149,9 +150,7 @@ def _check(where: str, metadata: dict[str, str], plan: Plan, model: str) -> None
         if not isinstance(got, dict):
             raise ValueError("its schedule is no object")
     except ValueError as error:
-        raise ValueError(
-            f"{where}: expected a saved prefill, got a damaged one: {error}"
-        ) from error
+        raise _damaged(where, f": {error}") from error
     expected = json.loads(json.dumps(_rules(plan)))
     if got != expected:
         different = [name for name in expected if got.get(name) != expected[name]]

@@ -1,7 +1,5 @@
-"""Modules around a model's own modules and parameters, scriptable ones for export."""
+"""What a decoder calls of a model: its own modules, as they are or by their parts."""
 
-import inspect
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -9,24 +7,10 @@ from transformers.activations import ACT2FN
 
 from lazyllm_ext.decoder.modules import GatedMLP, RMSNorm, is_untouched
 
-# The configuration's name of an activation -> a scriptable module that computes the same.
-_ACTIVATIONS = {
-    "silu": nn.SiLU(),
-    "gelu": nn.GELU(),
-    "gelu_pytorch_tanh": nn.GELU(approximate="tanh"),
-    "relu": nn.ReLU(),
-}
+from .families import Family
 
-
-class OwnForward:
-    """What stands in for a forward on an instance, with the signature that others look at."""
-
-    def __init__(self, method: Callable[..., Any], original: Callable[..., Any]):
-        self.method = method
-        self.__signature__ = inspect.signature(original)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.method(*args, **kwargs)
+# The parts of an MLP that a decoder may compute by itself.
+MLP_PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
 
 class OwnNorm(RMSNorm):
@@ -82,21 +66,6 @@ class CalledMLP(nn.Module):
         return batch.view(x.shape)
 
 
-class ScaledEmbedding(nn.Module):
-    """Token embeddings times a factor, which is rounded to the weight's dtype as Gemma does."""
-
-    scale: Tensor
-
-    def __init__(self, weight: nn.Parameter, scale: Tensor):
-        super().__init__()
-        self.weight = weight
-        self.register_buffer("scale", scale, persistent=False)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """[rows] int64 -> [rows, hidden]."""
-        return nn.functional.embedding(ids, self.weight) * self.scale.to(self.weight.dtype)
-
-
 def operator_activation(own: nn.Module) -> str:
     """What the operators call a model's own activation; empty where it has none."""
     for name, in_operator in (("silu", "silu"), ("gelu_pytorch_tanh", "gelu_tanh")):
@@ -105,15 +74,37 @@ def operator_activation(own: nn.Module) -> str:
     return "silu" if type(own) is nn.SiLU else ""
 
 
-def activation(own: nn.Module) -> nn.Module:
-    """The scriptable module that computes what a model's own activation does.
+class OwnModules:
+    """Makes the modules of a decoder of a model's own ones, which are called as they are.
 
-    Raises:
-        ValueError: there is none.
+    Args:
+        family: of the model.
     """
-    for name, scriptable in _ACTIVATIONS.items():
-        if type(own) is type(ACT2FN[name]):
-            return scriptable
-    raise ValueError(
-        f"export: activation: expected {', '.join(_ACTIVATIONS)}, got {type(own).__name__}"
-    )
+
+    def __init__(self, family: Family):
+        self.family = family
+
+    def linear(self, linear: nn.Module, name: str) -> nn.Module:
+        """A projection, whatever its class."""
+        return linear
+
+    def norm(self, norm: nn.Module) -> nn.Module:
+        """A norm of hidden states or of heads."""
+        family = self.family
+        if not family.norm_eps:
+            return norm
+        return OwnNorm(norm, getattr(norm, family.norm_eps), family.norm_offset)
+
+    def mlp(self, mlp: Any) -> nn.Module:
+        """An MLP, or a mixture of experts."""
+        return OwnMLP(mlp) if self.mlp_parts(mlp) == MLP_PARTS else CalledMLP(mlp)
+
+    def embedding(self, embedding: nn.Module) -> nn.Module:
+        """Token ids -> hidden states."""
+        return embedding
+
+    def mlp_parts(self, mlp: Any) -> set[str]:
+        """Names of the modules that an MLP of the family's own class has."""
+        if type(mlp) is not self.family.mlp:
+            return set()
+        return {name for name, _ in mlp.named_children()}

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from typing import Any
+
+from torch import nn
 
 from .families import Family, family_of, text_model_of
 
@@ -70,6 +73,51 @@ def parts_of(language: Language) -> Parts:
         norm=getattr(base, family.final_norm),
         rotary=None if family.rotary is None else base.rotary_emb,
     )
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A module that the decoder stands in for: what it holds is used, and itself is not called.
+
+    Attributes:
+        where: its place, for messages.
+        expected: the class that it must be of.
+        children: names of the modules that it must consist of, if it consists of any.
+        read: the table, "_parameters" or "_buffers", of what the decoder reads of it, if anything.
+    """
+
+    where: str
+    module: Any
+    expected: type[nn.Module]
+    children: Set[str] = frozenset()
+    read: str = ""
+
+
+def pieces_of(language: Language) -> Iterator[Piece]:
+    """Every piece of a model, an owner before what it owns."""
+    family, base, where = language.family, language.base, language.where
+
+    def norms(of: str, owner: Any, names: Set[str]) -> Iterator[Piece]:
+        for name in names:
+            yield Piece(f"{of}.{name}", getattr(owner, name), family.norm, read="_parameters")
+
+    yield Piece(where, base, family.base_model, family.base_children())
+    parts = parts_of(language)
+    yield from norms(where, base, {family.final_norm})
+    if family.rotary is not None:
+        yield Piece(f"{where}.rotary_emb", parts.rotary, family.rotary, read="_buffers")
+    if parts.positions is not None:
+        yield Piece(f"{where}.{family.positions_name}", parts.positions, nn.Embedding)
+    for number, (layer, attention) in enumerate(zip(parts.layers, parts.attentions, strict=True)):
+        of_layer = f"{where}.{family.layers_name}[{number}]"
+        own = family.layer_norms(layer)
+        children = {family.attention_name, family.mlp_name, *own}
+        yield Piece(of_layer, layer, family.decoder_layer, children)
+        yield from norms(of_layer, layer, own)
+        of_attention = f"{of_layer}.{family.attention_name}"
+        children = family.attention_children(attention)
+        yield Piece(of_attention, attention, family.attention, children)
+        yield from norms(of_attention, attention, family.attention_norms(attention))
 
 
 def head_dim(attention: Any) -> int:

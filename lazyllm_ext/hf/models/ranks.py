@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lazyllm_ext.errors import NotSupportedError
 
 from .parts import Language, head_dim, parts_of
+from .refusal import refusal
 from .versions import tensor_parallel_group
 
 # transformers' plan for projections of queries, keys, values and the output, divided by heads.
@@ -61,9 +62,7 @@ def refuse_ranks(model: Any, what: str) -> None:
     """NotSupportedError for a model that is divided over processes; `what` needs it whole."""
     count = count_ranks(model)
     if count > 1:
-        raise NotSupportedError(
-            f"{what}: expected a model in one process, got one over {count} tensor-parallel ones"
-        )
+        raise refusal(what, "a model in one process", f"one over {count} tensor-parallel ones")
 
 
 def check_ranks(model: Any, language: Language) -> None:
@@ -77,22 +76,19 @@ def check_ranks(model: Any, language: Language) -> None:
     others = mesh is None and any(hasattr(weight, "placements") for weight in model.parameters())
     if processes != count or others:
         got = "another sharding" if mesh is None else f"{processes} processes for {count}"
-        raise NotSupportedError(
-            "model: expected whole weights, or the tensor parallelism of transformers' tp_plan "
-            f"alone, got {got}"
+        raise refusal(
+            "model",
+            "whole weights, or the tensor parallelism of transformers' tp_plan alone",
+            got,
         )
     if count == 1:
         return
     family, config = language.family, language.config
     where = f"model: tensor parallelism over {count} processes"
     if not language.whole:
-        raise NotSupportedError(
-            f"{where}: expected a language model by itself, got one that sees images"
-        )
+        raise refusal(where, "a language model by itself", "one that sees images")
     if getattr(config, "quantization_config", None) is not None:
-        raise NotSupportedError(
-            f"{where}: expected weights that are not quantized, got quantized ones"
-        )
+        raise refusal(where, "weights that are not quantized", "quantized ones")
     attention = parts_of(language).attentions[0]
     for name in sorted(family.attention_norms(attention)):
         weight = getattr(getattr(attention, name), "weight", None)
@@ -102,20 +98,18 @@ def check_ranks(model: Any, language: Language) -> None:
     styles = tuple(model._tp_plan.get(f"{layers}.{name}") for name in family.projections)
     if styles != _BY_HEADS:
         got = ", ".join(f"{n} {s}" for n, s in zip(family.projections, styles, strict=True))
-        raise NotSupportedError(
-            f"{where}: expected projections of queries, keys, values and output that are divided "
-            f"by heads ({', '.join(_BY_HEADS)}), got {got}"
+        raise refusal(
+            where,
+            "projections of queries, keys, values and output that are divided by heads "
+            f"({', '.join(_BY_HEADS)})",
+            got,
         )
     for name in family.projections:
         if type(getattr(attention, name)) is not nn.Linear:
-            raise NotSupportedError(
-                f"{where}: {name}: expected Linear, got an adapter or another class"
-            )
+            raise refusal(f"{where}: {name}", "Linear", "an adapter or another class")
     for name, heads in (
         ("num_attention_heads", config.num_attention_heads),
         ("num_key_value_heads", family.kv_heads(config)),
     ):
         if heads % count:
-            raise NotSupportedError(
-                f"{where}: config.{name}: expected a multiple of {count}, got {heads}"
-            )
+            raise refusal(f"{where}: config.{name}", f"a multiple of {count}", heads)

@@ -6,14 +6,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from torch import nn
 
+Value = TypeVar("Value")
 
-def full_attention(attention: Any) -> int:
-    """No sliding window in any layer."""
-    return 0
+
+def constant(value: Value) -> Callable[[Any], Value]:
+    """The same, whatever the configuration or the module."""
+    return lambda of: value
+
+
+always, never = constant(True), constant(False)
+full_attention, one, nothing = constant(0), constant(1.0), constant(None)
 
 
 def window_of_layer(attention: Any) -> int:
@@ -33,18 +39,6 @@ def window_of_type(attention: Any) -> int:
     return config.sliding_window or 0 if slides else 0
 
 
-def always(config: Any) -> bool:
-    return True
-
-
-def never(config: Any) -> bool:
-    return False
-
-
-def one(config: Any) -> float:
-    return 1.0
-
-
 def all_heads(config: Any) -> int:
     """As many heads of keys and values as of queries."""
     heads: int = config.num_attention_heads
@@ -60,14 +54,6 @@ def own_scaling(attention: Any) -> float:
     """What transformers' attention module multiplies its logits by."""
     scaling: float = attention.scaling
     return scaling
-
-
-def no_softcap(config: Any) -> float | None:
-    return None
-
-
-def nothing_to_refuse(config: Any) -> str | None:
-    return None
 
 
 @dataclass(frozen=True)
@@ -143,11 +129,11 @@ class Family:
     partial_rotary: bool = False
     window: Callable[[Any], int] = full_attention
     parallel: Callable[[Any], bool] = never
-    attention_softcap: Callable[[Any], float | None] = no_softcap
+    attention_softcap: Callable[[Any], float | None] = nothing
     embed_scale: Callable[[Any], float] = one
     residual_scale: Callable[[Any], float] = one
     logit_scale: Callable[[Any], float] = one
-    refuse: Callable[[Any], str | None] = nothing_to_refuse
+    refuse: Callable[[Any], str | None] = nothing
 
     def norm_names(self, layer: Any) -> list[str]:
         """The four names of this layer's norms, "" for what it has not."""
@@ -175,15 +161,16 @@ class Family:
         return {*self.projections} | self.attention_norms(attention)
 
 
-def layout(folder: str, prefix: str, **fields: Any) -> Callable[[], Family]:
-    """A function that makes the Family of transformers' models.<folder>, when it is called.
+def layout(prefix: str, folder: str = "", **fields: Any) -> Callable[[str], Family]:
+    """A function that makes the Family of a `config.model_type`, when it is called with that.
 
     Args:
         prefix: of the family's classes: <prefix>ForCausalLM, <prefix>Model, <prefix>DecoderLayer,
             <prefix>Attention, <prefix>MLP, <prefix>RMSNorm, <prefix>RotaryEmbedding.
+        folder: in transformers.models, where it is not called as the type is.
         fields: of the Family. A class that is called otherwise is given by its name.
     """
-    return partial(_described, folder, prefix, fields)
+    return partial(_described, prefix, folder, fields)
 
 
 _CLASSES = {
@@ -197,7 +184,8 @@ _CLASSES = {
 }
 
 
-def _described(folder: str, prefix: str, fields: dict[str, Any]) -> Family:
+def _described(prefix: str, folder: str, fields: dict[str, Any], kind: str) -> Family:
+    folder = folder or kind
     module = import_module(f"transformers.models.{folder}.modeling_{folder}")
     described: dict[str, Any] = {
         field: getattr(module, prefix + suffix, None) for field, suffix in _CLASSES.items()

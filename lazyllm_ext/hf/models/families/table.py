@@ -7,6 +7,7 @@ its own transformers model. docs/adding-a-family.md says how to add one.
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
 
 from torch import nn
@@ -15,6 +16,7 @@ from .family import (
     Family,
     all_heads,
     always,
+    constant,
     layout,
     window_of_layer,
     window_of_model,
@@ -38,12 +40,17 @@ def _no_query_scale(config: Any) -> str | None:
     return None
 
 
+def _query_groups(config: Any) -> int:
+    """One for all heads, or one for each."""
+    return 1 if config.multi_query else all_heads(config)
+
+
 def _falcon_groups(config: Any) -> int:
     """How many groups of queries, a key and a value there are."""
     if config.new_decoder_architecture:
         groups: int = config.num_kv_heads
         return groups
-    return 1 if config.multi_query else all_heads(config)
+    return _query_groups(config)
 
 
 _BIDIRECTIONAL = _no("use_bidirectional_attention", "attention to later tokens")
@@ -67,8 +74,8 @@ _LATE_HEADS: dict[str, Any] = {
 _LAYER_NORM: dict[str, Any] = {"norm": nn.LayerNorm, "norm_eps": ""}
 _GEMMA: dict[str, Any] = {"norm_eps": "eps", "norm_offset": 1.0}
 _GRANITE: dict[str, Any] = {
-    "embed_scale": lambda config: config.embedding_multiplier,
-    "residual_scale": lambda config: config.residual_multiplier,
+    "embed_scale": attrgetter("embedding_multiplier"),
+    "residual_scale": attrgetter("residual_multiplier"),
     "logit_scale": lambda config: 1.0 / config.logits_scaling,
 }
 _COHERE: dict[str, Any] = {
@@ -76,7 +83,26 @@ _COHERE: dict[str, Any] = {
     "norm_eps": "",
     "parallel": always,
     "interleaved": True,
-    "logit_scale": lambda config: config.logit_scale,
+    "logit_scale": attrgetter("logit_scale"),
+}
+# One projection, in which the query, key and value of each head stand together.
+_QUERY_KEY_VALUE: dict[str, Any] = {
+    "projections": ("query_key_value", "dense"),
+    "fused_groups": all_heads,
+    "kv_heads": all_heads,
+}
+# Learned positions instead of a rotary embedding.
+_GPT2: dict[str, Any] = {
+    "rotary": None,
+    "base": "transformer",
+    "embed_name": "wte",
+    "positions_name": "wpe",
+    "layers_name": "h",
+    "final_norm": "ln_f",
+    "attention_name": "attn",
+    "norms": ("ln_1", "ln_2", "", ""),
+    "projections": ("c_attn", "c_proj"),
+    **_LAYER_NORM,
 }
 # A layer of these with full attention has no rotary embedding, unless all layers are such.
 _EXAONE: dict[str, Any] = {
@@ -85,55 +111,46 @@ _EXAONE: dict[str, Any] = {
     "rotates": lambda attention: attention.sliding_window is None or attention.is_sliding,
 }
 
-FAMILIES: dict[str, Callable[[], Family]] = {
+FAMILIES: dict[str, Callable[[str], Family]] = {
     # Llama's layer: two RMSNorms, separate projections, halves rotated, a gated MLP or experts.
-    **dict.fromkeys(("llama", "internlm3", "iquestcoder"), layout("llama", "Llama")),
-    "arcee": layout("arcee", "Arcee"),
-    "cwm": layout("cwm", "Cwm", window=window_of_layer),
-    "ministral": layout("ministral", "Ministral", window=window_of_layer),
-    "ministral3": layout(
-        "ministral3", "Ministral3", window=window_of_model, refuse=_no_query_scale
-    ),
-    "mistral": layout("mistral", "Mistral", window=window_of_model),
-    "mixtral": layout("mixtral", "Mixtral", window=window_of_model),
-    "qwen2": layout("qwen2", "Qwen2", window=window_of_layer),
-    "qwen2_moe": layout("qwen2_moe", "Qwen2Moe", window=window_of_layer),
-    "seed_oss": layout("seed_oss", "SeedOss"),
+    **dict.fromkeys(("llama", "internlm3", "iquestcoder"), layout("Llama", "llama")),
+    "arcee": layout("Arcee"),
+    "cwm": layout("Cwm", window=window_of_layer),
+    "ministral": layout("Ministral", window=window_of_layer),
+    "ministral3": layout("Ministral3", window=window_of_model, refuse=_no_query_scale),
+    "mistral": layout("Mistral", window=window_of_model),
+    "mixtral": layout("Mixtral", window=window_of_model),
+    "qwen2": layout("Qwen2", window=window_of_layer),
+    "qwen2_moe": layout("Qwen2Moe", window=window_of_layer),
+    "seed_oss": layout("SeedOss"),
     "smollm3": layout(
-        "smollm3",
-        "SmolLM3",
-        window=window_of_layer,
-        rotates=lambda attention: bool(attention.use_rope),
+        "SmolLM3", window=window_of_layer, rotates=lambda attention: bool(attention.use_rope)
     ),
-    "solar_open": layout("solar_open", "SolarOpen", partial_rotary=True),
+    "solar_open": layout("SolarOpen", partial_rotary=True),
     # … with norms of queries and keys.
     "apertus": layout(
-        "apertus",
-        "Apertus",
-        norms=("attention_layernorm", "feedforward_layernorm", "", ""),
-        **_HEADS,
+        "Apertus", norms=("attention_layernorm", "feedforward_layernorm", "", ""), **_HEADS
     ),
-    "dots1": layout("dots1", "Dots1", window=window_of_layer, **_HEADS),
-    "glm4_moe": layout("glm4_moe", "Glm4Moe", partial_rotary=True, **_HEADS),
-    "hunyuan_v1_dense": layout("hunyuan_v1_dense", "HunYuanDenseV1", **_LATE_HEADS),
-    "hunyuan_v1_moe": layout("hunyuan_v1_moe", "HunYuanMoEV1", **_LATE_HEADS),
-    "mellum": layout("mellum", "Mellum", window=window_of_layer, **_HEADS),
-    "minimax_m2": layout("minimax_m2", "MiniMaxM2", partial_rotary=True, **_ALL_HEADS),
-    "olmoe": layout("olmoe", "Olmoe", refuse=_CLIPPED, **_ALL_HEADS),
-    "qwen3": layout("qwen3", "Qwen3", window=window_of_layer, **_HEADS),
-    "qwen3_moe": layout("qwen3_moe", "Qwen3Moe", window=window_of_layer, **_HEADS),
+    "dots1": layout("Dots1", window=window_of_layer, **_HEADS),
+    "glm4_moe": layout("Glm4Moe", partial_rotary=True, **_HEADS),
+    "hunyuan_v1_dense": layout("HunYuanDenseV1", **_LATE_HEADS),
+    "hunyuan_v1_moe": layout("HunYuanMoEV1", **_LATE_HEADS),
+    "mellum": layout("Mellum", window=window_of_layer, **_HEADS),
+    "minimax_m2": layout("MiniMaxM2", partial_rotary=True, **_ALL_HEADS),
+    "olmoe": layout("Olmoe", refuse=_CLIPPED, **_ALL_HEADS),
+    "qwen3": layout("Qwen3", window=window_of_layer, **_HEADS),
+    "qwen3_moe": layout("Qwen3Moe", window=window_of_layer, **_HEADS),
     # … and a norm before the output projection.
-    "bitnet": layout("bitnet", "BitNet", output_norm="attn_sub_norm"),
+    "bitnet": layout("BitNet", output_norm="attn_sub_norm"),
     # … multiplied here and there.
-    "granite": layout("granite", "Granite", **_GRANITE),
-    "granitemoe": layout("granitemoe", "GraniteMoe", mlp_name="block_sparse_moe", **_GRANITE),
+    "granite": layout("Granite", **_GRANITE),
+    "granitemoe": layout("GraniteMoe", mlp_name="block_sparse_moe", **_GRANITE),
     # … with neighbours rotated instead of halves.
-    "ernie4_5": layout("ernie4_5", "Ernie4_5", interleaved=True),
-    "ernie4_5_moe": layout("ernie4_5_moe", "Ernie4_5_Moe", interleaved=True),
-    "helium": layout("helium", "Helium", interleaved=True),
-    "glm": layout("glm", "Glm", interleaved=True, partial_rotary=True),
+    "ernie4_5": layout("Ernie4_5", interleaved=True),
+    "ernie4_5_moe": layout("Ernie4_5_Moe", interleaved=True),
+    "helium": layout("Helium", interleaved=True),
+    "glm": layout("Glm", interleaved=True, partial_rotary=True),
     "glm4": layout(
-        "glm4",
         "Glm4",
         norms=(
             "input_layernorm",
@@ -145,39 +162,28 @@ FAMILIES: dict[str, Callable[[], Family]] = {
         partial_rotary=True,
     ),
     # Norms of what attention and MLP add, instead of what they read.
-    "olmo2": layout("olmo2", "Olmo2", norms=_AFTER, **_ALL_HEADS),
-    "flex_olmo": layout("flex_olmo", "FlexOlmo", norms=_AFTER, **_ALL_HEADS),
-    "olmo3": layout(
-        "olmo3",
-        "Olmo3",
-        norms=_AFTER,
-        window=window_of_layer,
-        **_ALL_HEADS,
-    ),
-    "exaone4": layout("exaone4", "Exaone4", norms=_AFTER, **_EXAONE),
-    "exaone_moe": layout("exaone_moe", "ExaoneMoe", **_EXAONE),
+    "olmo2": layout("Olmo2", norms=_AFTER, **_ALL_HEADS),
+    "flex_olmo": layout("FlexOlmo", norms=_AFTER, **_ALL_HEADS),
+    "olmo3": layout("Olmo3", norms=_AFTER, window=window_of_layer, **_ALL_HEADS),
+    "exaone4": layout("Exaone4", norms=_AFTER, **_EXAONE),
+    "exaone_moe": layout("ExaoneMoe", **_EXAONE),
     # Gemma: weights of norms stored minus one. The embedding module scales its own output. Gemma
     # 3's configuration has an attn_logit_softcapping that none of its models reads.
     "gemma": layout(
-        "gemma",
-        "Gemma",
-        embedding="GemmaTextScaledWordEmbedding",
-        refuse=_BIDIRECTIONAL,
-        **_GEMMA,
+        "Gemma", embedding="GemmaTextScaledWordEmbedding", refuse=_BIDIRECTIONAL, **_GEMMA
     ),
     "gemma2": layout(
-        "gemma2",
         "Gemma2",
         embedding="Gemma2TextScaledWordEmbedding",
         norms=_SANDWICH,
         window=window_of_layer,
-        attention_softcap=lambda config: config.attn_logit_softcapping,
+        attention_softcap=attrgetter("attn_logit_softcapping"),
         refuse=_BIDIRECTIONAL,
         **_GEMMA,
     ),
     "gemma3_text": layout(
-        "gemma3",
         "Gemma3",
+        "gemma3",
         base_model="Gemma3TextModel",
         embedding="Gemma3TextScaledWordEmbedding",
         norms=_SANDWICH,
@@ -187,34 +193,29 @@ FAMILIES: dict[str, Callable[[], Family]] = {
         **_GEMMA,
     ),
     "vaultgemma": layout(
-        "vaultgemma",
         "VaultGemma",
         embedding="VaultGemmaTextScaledWordEmbedding",
         norms=("input_layernorm", "pre_feedforward_layernorm", "", ""),
         window=window_of_layer,
-        attention_softcap=lambda config: config.attn_logit_softcapping,
+        attention_softcap=attrgetter("attn_logit_softcapping"),
         **_GEMMA,
     ),
     # Layer norms.
-    "jais2": layout("jais2", "Jais2", **_LAYER_NORM),
-    "nemotron": layout(
-        "nemotron", "Nemotron", norm="NemotronLayerNorm1P", norm_eps="", partial_rotary=True
-    ),
-    "olmo": layout("olmo", "Olmo", norm="OlmoLayerNorm", norm_eps="", refuse=_CLIPPED),
-    "phimoe": layout("phimoe", "Phimoe", **_LAYER_NORM),
-    "starcoder2": layout("starcoder2", "Starcoder2", window=window_of_model, **_LAYER_NORM),
+    "jais2": layout("Jais2", **_LAYER_NORM),
+    "nemotron": layout("Nemotron", norm="NemotronLayerNorm1P", norm_eps="", partial_rotary=True),
+    "olmo": layout("Olmo", norm="OlmoLayerNorm", norm_eps="", refuse=_CLIPPED),
+    "phimoe": layout("Phimoe", **_LAYER_NORM),
+    "starcoder2": layout("Starcoder2", window=window_of_model, **_LAYER_NORM),
     "stablelm": layout(
-        "stablelm",
         "StableLm",
         partial_rotary=True,
-        parallel=lambda config: config.use_parallel_residual,
+        parallel=attrgetter("use_parallel_residual"),
         refuse=_no("qk_layernorm", "one norm for every head"),
         **_LAYER_NORM,
     ),
     # Attention and MLP side by side.
-    "cohere": layout("cohere", "Cohere", norm="CohereLayerNorm", **_HEADS, **_COHERE),
+    "cohere": layout("Cohere", norm="CohereLayerNorm", **_HEADS, **_COHERE),
     "cohere2": layout(
-        "cohere2",
         "Cohere2",
         norm="Cohere2LayerNorm",
         window=window_of_layer,
@@ -222,7 +223,6 @@ FAMILIES: dict[str, Callable[[], Family]] = {
         **_COHERE,
     ),
     "phi": layout(
-        "phi",
         "Phi",
         norms=_SHARED_NORM,
         final_norm="final_layernorm",
@@ -234,41 +234,33 @@ FAMILIES: dict[str, Callable[[], Family]] = {
     ),
     # One projection for queries, keys and values.
     "phi3": layout(
-        "phi3",
         "Phi3",
         projections=("qkv_proj", "o_proj"),
-        fused_groups=lambda config: 1,
+        fused_groups=constant(1),
         partial_rotary=True,
         window=window_of_model,
     ),
     "gpt_neox": layout(
-        "gpt_neox",
         "GPTNeoX",
         decoder_layer="GPTNeoXLayer",
         base="gpt_neox",
         embed_name="embed_in",
         final_norm="final_layer_norm",
         attention_name="attention",
-        projections=("query_key_value", "dense"),
-        fused_groups=all_heads,
-        kv_heads=all_heads,
+        **_QUERY_KEY_VALUE,
         partial_rotary=True,
-        parallel=lambda config: config.use_parallel_residual,
+        parallel=attrgetter("use_parallel_residual"),
         **_LAYER_NORM,
     ),
     "persimmon": layout(
-        "persimmon",
         "Persimmon",
         final_norm="final_layernorm",
-        projections=("query_key_value", "dense"),
-        fused_groups=all_heads,
-        kv_heads=all_heads,
+        **_QUERY_KEY_VALUE,
         head_norms=("q_layernorm", "k_layernorm"),
         partial_rotary=True,
         **_LAYER_NORM,
     ),
     "falcon": layout(
-        "falcon",
         "Falcon",
         base="transformer",
         embed_name="word_embeddings",
@@ -279,45 +271,25 @@ FAMILIES: dict[str, Callable[[], Family]] = {
         projections=("query_key_value", "dense"),
         fused_groups=_falcon_groups,
         kv_heads=_falcon_groups,
-        scale=lambda attention: attention.inv_norm_factor,
+        scale=attrgetter("inv_norm_factor"),
         parallel=lambda config: config.new_decoder_architecture or config.parallel_attn,
         refuse=_no("alibi", "attention biased by distance (ALiBi)"),
         **_LAYER_NORM,
     ),
     # Learned positions instead of a rotary embedding.
     "gpt2": layout(
-        "gpt2",
         "GPT2",
         causal_lm="GPT2LMHeadModel",
         decoder_layer="GPT2Block",
-        rotary=None,
-        base="transformer",
-        embed_name="wte",
-        positions_name="wpe",
-        layers_name="h",
-        final_norm="ln_f",
-        attention_name="attn",
-        norms=("ln_1", "ln_2", "", ""),
-        projections=("c_attn", "c_proj"),
-        fused_groups=lambda config: 1,
+        fused_groups=constant(1),
         kv_heads=all_heads,
-        **_LAYER_NORM,
+        **_GPT2,
     ),
     "gpt_bigcode": layout(
-        "gpt_bigcode",
         "GPTBigCode",
         decoder_layer="GPTBigCodeBlock",
-        rotary=None,
-        base="transformer",
-        embed_name="wte",
-        positions_name="wpe",
-        layers_name="h",
-        final_norm="ln_f",
-        attention_name="attn",
-        norms=("ln_1", "ln_2", "", ""),
-        projections=("c_attn", "c_proj"),
-        fused_groups=lambda config: 1 if config.multi_query else config.num_attention_heads,
-        kv_heads=lambda config: 1 if config.multi_query else config.num_attention_heads,
-        **_LAYER_NORM,
+        fused_groups=_query_groups,
+        kv_heads=_query_groups,
+        **_GPT2,
     ),
 }

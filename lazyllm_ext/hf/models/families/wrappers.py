@@ -10,30 +10,24 @@ from importlib import import_module
 
 from torch import nn
 
-# config.model_type -> its folder in transformers.models, its class, and its language model's place.
-WRAPPERS: dict[str, tuple[str, str, str]] = {
-    "aya_vision": ("aya_vision", "AyaVisionForConditionalGeneration", "model.language_model"),
-    "got_ocr2": ("got_ocr2", "GotOcr2ForConditionalGeneration", "model.language_model"),
-    "idefics2": ("idefics2", "Idefics2ForConditionalGeneration", "model.text_model"),
-    "idefics3": ("idefics3", "Idefics3ForConditionalGeneration", "model.text_model"),
-    "internvl": ("internvl", "InternVLForConditionalGeneration", "model.language_model"),
-    "llava": ("llava", "LlavaForConditionalGeneration", "model.language_model"),
-    "llava_next": ("llava_next", "LlavaNextForConditionalGeneration", "model.language_model"),
-    "llava_onevision": (
-        "llava_onevision",
-        "LlavaOnevisionForConditionalGeneration",
-        "model.language_model",
-    ),
-    "mistral3": ("mistral3", "Mistral3ForConditionalGeneration", "model.language_model"),
-    "smolvlm": ("smolvlm", "SmolVLMForConditionalGeneration", "model.text_model"),
-    "vipllava": ("vipllava", "VipLlavaForConditionalGeneration", "model.language_model"),
+# config.model_type -> its class without "ForConditionalGeneration", and its language model's place.
+WRAPPERS: dict[str, tuple[str, str]] = {
+    "aya_vision": ("AyaVision", "model.language_model"),
+    "got_ocr2": ("GotOcr2", "model.language_model"),
+    "idefics2": ("Idefics2", "model.text_model"),
+    "idefics3": ("Idefics3", "model.text_model"),
+    "internvl": ("InternVL", "model.language_model"),
+    "llava": ("Llava", "model.language_model"),
+    "llava_next": ("LlavaNext", "model.language_model"),
+    "llava_onevision": ("LlavaOnevision", "model.language_model"),
+    "mistral3": ("Mistral3", "model.language_model"),
+    "smolvlm": ("SmolVLM", "model.text_model"),
+    "vipllava": ("VipLlava", "model.language_model"),
 }
 
 
 def wrapper_class(kind: str) -> type[nn.Module]:
     """The class of a type of `WRAPPERS`."""
-    folder, name, _ = WRAPPERS[kind]
-    found: type[nn.Module] = getattr(
-        import_module(f"transformers.models.{folder}.modeling_{folder}"), name
-    )
+    module = import_module(f"transformers.models.{kind}.modeling_{kind}")
+    found: type[nn.Module] = getattr(module, f"{WRAPPERS[kind][0]}ForConditionalGeneration")
     return found

@@ -1,8 +1,9 @@
-"""Arguments and generation modes that are refused by name, before any work."""
+"""Arguments of the model and of its generate: taken apart, and refused by name before any work."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from inspect import Signature
 from typing import Any
 
 import torch
@@ -10,8 +11,9 @@ from torch import Tensor
 from transformers.generation.configuration_utils import GenerationConfig, GenerationMode
 
 from lazyllm_ext.errors import NotSupportedError
-
-from .versions import CACHE_NAME, OPTIONS_OF_SOME
+from lazyllm_ext.hf.cache.cache import LazyCache
+from lazyllm_ext.hf.models.refusal import refusal
+from lazyllm_ext.hf.models.versions import CACHE_NAME, OPTIONS_OF_SOME
 
 _MODES = (
     GenerationMode.GREEDY_SEARCH,
@@ -47,47 +49,114 @@ _NEVER = {
 }
 
 
-def refuse_forward_arguments(arguments: Mapping[str, Any]) -> None:
-    """Raises NotSupportedError for an argument of forward that LazyLLM cannot serve."""
+def by_name(signature: Signature, args: Iterable[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call of a function with this signature, all of them by name."""
+    arguments = signature.bind(*args, **kwargs).arguments
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:  # not the same name in every model
+            arguments.update(arguments.pop(name, {}))
+    return arguments
+
+
+def without_nones(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What is given: to forward, an argument that is None is one that is left out."""
+    return {name: value for name, value in arguments.items() if value is not None}
+
+
+class Call:
+    """A call of the model or of its generate.
+
+    Attributes:
+        arguments: transformers' own ones by name, the cache left out.
+        cache: given by either of its names.
+        schedule: `lazy_schedule`.
+    """
+
+    def __init__(self, arguments: Mapping[str, Any]):
+        self.arguments = dict(arguments)
+        cache, past = (self.arguments.pop(name, None) for name in ("cache", "past_key_values"))
+        if cache is not None and past is not None:
+            raise ValueError("cache: expected one of cache and past_key_values, got both")
+        self.cache: Any = past if cache is None else cache
+        self.schedule: Any = self.arguments.pop("lazy_schedule", None)
+
+    def for_transformers(self) -> dict[str, Any]:
+        """All arguments of transformers' function; a cache of LazyLLM's is of no use to it."""
+        if self.cache is None or isinstance(self.cache, LazyCache):
+            return self.arguments
+        return {**self.arguments, CACHE_NAME: self.cache}
+
+
+def check_forward_arguments(arguments: Mapping[str, Any]) -> None:
+    """Raises NotSupportedError for an argument of forward that LazyLLM cannot serve.
+
+    The inputs themselves are checked against the cache: `cache.inputs.pack_inputs`.
+    """
     for name, reason in _NEVER.items():
-        value = arguments.get(name)
-        if value is not None and value is not False:
+        if _asks(arguments.get(name)):
             raise NotSupportedError(f"{name}: not supported: {reason}")
     types = arguments.get("token_type_ids")
     if types is not None and bool((types != 0).any()):
-        raise NotSupportedError("token_type_ids: expected text only (zeros), got other types")
+        raise refusal("token_type_ids", "text only (zeros)", "other types")
     embeds = arguments.get("inputs_embeds")
     if embeds is not None and embeds.requires_grad and torch.is_grad_enabled():
-        raise NotSupportedError(
-            "inputs_embeds: expected no gradient to be asked for, got requires_grad; LazyLLM is "
-            "for inference only"
+        raise refusal(
+            "inputs_embeds",
+            "no gradient to be asked for",
+            "requires_grad; LazyLLM is for inference only",
         )
 
 
-def refuse_unknown_arguments(arguments: Mapping[str, Any]) -> None:
-    """Raises NotSupportedError for a keyword of forward that would have no effect."""
+def check_forward_names(arguments: Mapping[str, Any]) -> None:
+    """Raises NotSupportedError for a keyword of forward that would have no effect.
+
+    Not for a model that sees images: it takes others itself.
+    """
     for name, value in arguments.items():
-        served = name in _SERVED or name in _NEVER or name == "token_type_ids"
-        if not served and value is not None and value is not False:
+        known = name in _SERVED or name in _NEVER or name == "token_type_ids"
+        if not known and _asks(value):
             raise NotSupportedError(f"{name}: not supported; expected {', '.join(_SERVED)}")
 
 
-def refuse_generate_arguments(arguments: Mapping[str, Any]) -> None:
-    """NotSupportedError for an argument of generate that leads away from its own sampling loop."""
+def _asks(value: Any) -> bool:
+    """Whether an option asks for anything."""
+    return value is not None and value is not False
+
+
+def check_generate_arguments(
+    arguments: Mapping[str, Any], config: GenerationConfig, cache: LazyCache
+) -> None:
+    """Raises an error for arguments of generate that LazyLLM, or this cache, cannot serve.
+
+    What only shows once generate has read all its options, `check_generation` looks at.
+
+    Args:
+        config: the model's own for generation.
+        cache: that the generation goes on from, or a new one.
+
+    Raises:
+        NotSupportedError: an argument that leads away from generate's own sampling loop, drafts
+            or too few columns for the cache.
+        ValueError: a mask or tokens that contradict it.
+    """
     for name in ("custom_generate", "negative_prompt_ids"):
         if arguments.get(name) is not None:
             raise NotSupportedError(f"{name}: not supported; {_SUPPORTED_MODES}")
     assistant = arguments.get("assistant_model")
     if "generate" in getattr(assistant, "__dict__", {}):
-        raise NotSupportedError(
-            "assistant_model: expected a model of its own without LazyLLM, got one with a generate "
-            "that was replaced"
+        raise refusal(
+            "assistant_model",
+            "a model of its own without LazyLLM",
+            "one with a generate that was replaced",
         )
     if arguments.get("cache_implementation") == "paged":
         raise NotSupportedError(f"cache_implementation='paged': not supported; {_SUPPORTED_MODES}")
+    if cache.columns:
+        _check_turn(arguments, config, cache.columns, cache.document)
+        _refuse_drafts(arguments, config, cache.columns)
 
 
-def refuse_generation(mode: GenerationMode, config: GenerationConfig) -> None:
+def check_generation(mode: GenerationMode, config: GenerationConfig) -> None:
     """Raises NotSupportedError for a generation mode or option that LazyLLM does not support."""
     if mode not in _MODES:
         raise NotSupportedError(f"generate: {mode.value} is not supported; {_SUPPORTED_MODES}")
@@ -99,7 +168,7 @@ def refuse_generation(mode: GenerationMode, config: GenerationConfig) -> None:
         "is_assistant": bool(config.is_assistant),
         # Drafts by parts of the model itself, which LazyLLM does not run.
         "assistant_early_exit": config.assistant_early_exit is not None,
-        **{name: getattr(config, name, None) not in (None, False) for name in OPTIONS_OF_SOME},
+        **{name: _asks(getattr(config, name, None)) for name in OPTIONS_OF_SOME},
     }
     for name, refused in options.items():
         if refused:
@@ -109,8 +178,8 @@ def refuse_generation(mode: GenerationMode, config: GenerationConfig) -> None:
             )
 
 
-def refuse_turn(
-    arguments: Mapping[str, Any], config: Any, columns: int, document: Tensor | None
+def _check_turn(
+    arguments: Mapping[str, Any], config: GenerationConfig, columns: int, document: Tensor | None
 ) -> None:
     """Refuse inputs that do not go on from a cache. New tokens alone, with the mask of all, do.
 
@@ -140,16 +209,18 @@ def refuse_turn(
                 )
             continue
         if given.size(1) <= columns:
-            raise NotSupportedError(
-                f"{name}: expected the whole conversation, longer than the {columns} columns that "
-                f"{CACHE_NAME} holds, got {given.size(1)} columns"
+            raise refusal(
+                name,
+                f"the whole conversation, longer than the {columns} columns that {CACHE_NAME} "
+                "holds",
+                f"{given.size(1)} columns",
             )
         if ids and document is not None:
-            times = max(_asked(arguments, config, way) for way in _SEVERAL)
-            _refuse_other_document(name, given.repeat_interleave(times, dim=0), document)
+            times = max(_asked(arguments, config, way) or 1 for way in _SEVERAL)
+            _check_document(name, given.repeat_interleave(times, dim=0), document)
 
 
-def _refuse_other_document(name: str, given: Tensor, document: Tensor) -> None:
+def _check_document(name: str, given: Tensor, document: Tensor) -> None:
     columns = document.size(1)
     begins = given[:, :columns]
     if begins.shape != document.shape:
@@ -164,38 +235,24 @@ def _refuse_other_document(name: str, given: Tensor, document: Tensor) -> None:
         )
 
 
-def _asked(arguments: Mapping[str, Any], config: Any, option: str) -> int:
-    """A number that a call of generate asks for, or a configuration does; 1 where none does."""
+def _asked(arguments: Mapping[str, Any], config: GenerationConfig, option: str) -> Any:
+    """What a call of generate or, else, a configuration asks for."""
     given = arguments.get("generation_config")
-    asked = (arguments.get(option), getattr(given, option, None), getattr(config, option, None))
-    return next((number for number in asked if number), 1)
+    return arguments.get(option) or getattr(given, option, None) or getattr(config, option, None)
 
 
-def refuse_drafts_of_turn(arguments: Mapping[str, Any], config: Any, columns: int) -> None:
+def _refuse_drafts(arguments: Mapping[str, Any], config: GenerationConfig, columns: int) -> None:
     """Raises NotSupportedError for drafts that would go on from a cache of so many columns.
 
     transformers feeds the whole conversation to the first draft's check, the cached part as well.
     """
-    configs = (arguments.get("generation_config"), config)
-    lookup = arguments.get("prompt_lookup_num_tokens") or any(
-        getattr(one, "prompt_lookup_num_tokens", None) for one in configs
-    )
-    for name, given in (
-        ("assistant_model", arguments.get("assistant_model")),
-        ("prompt_lookup_num_tokens", lookup),
-    ):
-        if given:
+    drafts = {
+        "assistant_model": arguments.get("assistant_model"),
+        "prompt_lookup_num_tokens": _asked(arguments, config, "prompt_lookup_num_tokens"),
+    }
+    for name, asked in drafts.items():
+        if asked:
             raise NotSupportedError(
                 f"{name}: drafts do not go on from a cache: transformers would read its {columns} "
                 f"columns again; leave out {name} or {CACHE_NAME}"
             )
-
-
-def refuse_context(name: str, given: Tensor, device: torch.device) -> None:
-    """Raises ValueError for an input on another device, NotSupportedError under autocast."""
-    if given.device != device:
-        raise ValueError(f"{name}: expected a tensor on {device}, got one on {given.device}")
-    if torch.is_autocast_enabled(device.type):
-        raise NotSupportedError(
-            "torch.autocast: not supported; load the model in the dtype it shall compute in"
-        )
