@@ -10,7 +10,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import torch
 from torch import nn
 
-from lazyllm_ext.schedule.fields import shown
+from lazyllm_ext.json_input import shown
 
 FORMAT_VERSION = 2
 # The operator library's target, see docs/architecture.md.

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch.torch_version import TorchVersion
 
+from lazyllm_ext.json_input import decode
 from lazyllm_ext.schedule import PruningSchedule
-from lazyllm_ext.schedule.fields import decode
 
 from .description import COMPILED, DESCRIPTION, SCHEDULE, TOKENIZER, Description
 from .jit import quiet, running, sentence_of

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from lazyllm_ext.schedule.fields import decode, shown
+from lazyllm_ext.json_input import decode, shown
 
 from .longbench_prompts import PROMPTS
 from .measure import REFERENCE_TOKENS

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lazyllm_ext.schedule.fields import decode, shown
+from lazyllm_ext.json_input import decode, shown
 
 from .metrics import METRICS, WITH_CLASSES
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
+from lazyllm_ext.json_input import decode, shown
 from lazyllm_ext.lab.evaluation.tasks import Fields, Item, Tasks, collect, files_of
-from lazyllm_ext.schedule.fields import decode, shown
 
 T = TypeVar("T")
 
