@@ -87,16 +87,27 @@ def read_object(kind: type[T], data: Any, where: str, expected: str = "a JSON ob
     Raises:
         InputError: no object, or a field that is unknown, missing or wrong.
     """
+    made = object.__new__(kind)
+    _fill(made, given_fields(kind, data, where, expected), where)
+    return made
+
+
+def given_fields(
+    kind: Any, data: Any, where: str, expected: str = "a JSON object"
+) -> dict[str, Any]:
+    """The fields of a `checked` class that decoded JSON gives, their values unchecked.
+
+    Raises:
+        InputError: no object, or a field that is unknown.
+    """
     if not isinstance(data, Mapping):
         raise InputError("", f"expected {expected}, got {shown(data)}", where)
-    names = [own.name for own in fields(kind)]  # type: ignore[arg-type]
+    names = [own.name for own in fields(kind)]
     unknown = [shown(name) for name in data if name not in names]
-    if unknown and kind.__pydantic_config__["extra"] == "forbid":  # type: ignore[attr-defined]
+    if unknown and kind.__pydantic_config__["extra"] == "forbid":
         only = ", ".join(names)
         raise InputError("", f"expected only the fields {only}, got {', '.join(unknown)}", where)
-    made = object.__new__(kind)
-    _fill(made, {name: data[name] for name in names if name in data}, where)
-    return made
+    return {name: data[name] for name in names if name in data}
 
 
 def _fill(made: Any, given: Mapping[str, Any], where: str) -> None:

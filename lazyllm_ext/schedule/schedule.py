@@ -18,7 +18,15 @@ from typing import Annotated, Any, Literal, TypeGuard
 
 from pydantic import AfterValidator, PlainValidator
 
-from lazyllm_ext.json_input import Expects, InputError, checked, decode, read_object, shown
+from lazyllm_ext.json_input import (
+    Expects,
+    InputError,
+    checked,
+    decode,
+    given_fields,
+    read_object,
+    shown,
+)
 
 from .boundary import Boundary, Natural, Positive, check_order, layer_of, parse_boundaries
 
@@ -294,12 +302,10 @@ def _is_text(source: str | os.PathLike[str]) -> TypeGuard[str]:
 
 
 def _parse(data: Any, where: str) -> PruningSchedule:
-    if isinstance(data, Mapping):
-        boundaries = parse_boundaries(data.get("boundaries", ()), where)
-        models = data.get("models", {})
-        if isinstance(models, Mapping):
-            models = {
-                key: _parse(entry, f"{where}: models[{key!r}]") for key, entry in models.items()
-            }
-        data = {**data, "boundaries": boundaries, "models": models}
-    return read_object(PruningSchedule, data, where)
+    given = given_fields(PruningSchedule, data, where)
+    given["boundaries"] = parse_boundaries(given.get("boundaries", ()), where)
+    if isinstance(models := given.get("models"), Mapping):
+        given["models"] = {
+            key: _parse(entry, f"{where}: models[{key!r}]") for key, entry in models.items()
+        }
+    return read_object(PruningSchedule, given, where)
