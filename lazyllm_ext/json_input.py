@@ -44,6 +44,11 @@ class InputError(ValueError):
         self.field, self.said = field, said
 
 
+def wrong(field: str, expected: str, got: Any, where: str = "") -> InputError:
+    """The InputError of a field that has another value than expected."""
+    return InputError(field, f"expected {expected}, got {shown(got)}", where)
+
+
 class Expects(str):
     """What a field takes, in the words of the sentence; outermost in the field's `Annotated`.
 
@@ -101,7 +106,7 @@ def given_fields(
         InputError: no object, or a field that is unknown.
     """
     if not isinstance(data, Mapping):
-        raise InputError("", f"expected {expected}, got {shown(data)}", where)
+        raise wrong("", expected, data, where)
     names = [own.name for own in fields(kind)]
     unknown = [shown(name) for name in data if name not in names]
     if unknown and kind.__pydantic_config__["extra"] == "forbid":
@@ -138,8 +143,9 @@ def _sentence(
         bounds = {"at least": context.get("ge"), "at most": context.get("le")}
         told = [f"{words} {bound}" for words, bound in bounds.items() if bound is not None]
         expected = ", ".join([expected, *told])
-    got = shown(given[name]) if name in given else "nothing"
-    return InputError(name, f"expected {expected}, got {got}", where)
+    if name not in given:
+        return InputError(name, f"expected {expected}, got nothing", where)
+    return wrong(name, expected, given[name], where)
 
 
 def shown(value: Any) -> str:

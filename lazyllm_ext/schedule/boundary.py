@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, Strict, WrapValidator
 
 from lazyllm_ext.errors import NotSupportedError
-from lazyllm_ext.json_input import Expects, InputError, checked, read_object, shown
+from lazyllm_ext.json_input import Expects, InputError, checked, read_object, shown, wrong
 
 
 def _plain(value: Any) -> Any:
@@ -141,7 +141,7 @@ def parse_boundaries(data: Any, where: str) -> tuple[Boundary, ...]:
     keep_s = keep_{s-1} · (1 - percentile / 100).
     """
     if not isinstance(data, Sequence) or isinstance(data, str):
-        raise InputError("boundaries", f"expected a list, got {shown(data)}", where)
+        raise wrong("boundaries", "a list", data, where)
     boundaries: list[Boundary] = []
     before: float | None = 1.0  # keep of the boundary before; None after a budget
     for index, entry in enumerate(data):

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lazyllm_ext.json_input import InputError, checked, decode, read_object, shown
+from lazyllm_ext.json_input import InputError, checked, decode, read_object, wrong
 
 from .longbench_prompts import PROMPTS
 from .measure import REFERENCE_TOKENS
@@ -132,7 +132,7 @@ def parse(text: str, where: str, name: str) -> Item:
     """
     line, own = read_object(_Line, decode(text, where), where), DATA_SETS[name]
     if line.dataset not in (None, name):
-        raise InputError("dataset", f"expected {name}, got {shown(line.dataset)}", where)
+        raise wrong("dataset", name, line.dataset, where)
     if not line.answers:
         raise InputError("answers", "expected at least one answer, got none", where)
     if own.metric == "classes_first_line" and not line.all_classes:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, Strict
 
-from lazyllm_ext.json_input import Expects, InputError, checked, decode, read_object, shown
+from lazyllm_ext.json_input import Expects, InputError, checked, decode, read_object, shown, wrong
 
 from .metrics import METRICS, WITH_CLASSES
 
@@ -169,19 +169,18 @@ def parse_item(text: str, where: str, task: str) -> Item:
 def _check_together(item: Item, where: str) -> None:
     """What no field shows alone, and a prompt without an answer need not have."""
     if item.metric not in METRICS:
-        raise InputError("metric", f"expected {_METRIC}, got {shown(item.metric)}", where)
+        raise wrong("metric", _METRIC, item.metric, where)
     if not item.answers:
         raise InputError("answers", "expected at least one answer, got none", where)
     for metric in item.also_metrics:
         if metric not in METRICS or metric == "nll":
             known = ", ".join(name for name in METRICS if name != "nll")
-            raise InputError("also_metrics", f"expected {known}, got {shown(metric)}", where)
+            raise wrong("also_metrics", known, metric, where)
     for metric in (item.metric, *item.also_metrics):
         if metric in WITH_CLASSES and not item.classes:
             raise InputError("classes", f"expected the classes of {metric}, got none", where)
     if item.metric != "nll" and item.max_new_tokens < 1:
-        said = f"expected at least 1, got {item.max_new_tokens}"
-        raise InputError("max_new_tokens", said, where)
+        raise wrong("max_new_tokens", "at least 1", item.max_new_tokens, where)
     if item.metric == "nll" and not item.answers[0]:
         raise InputError("answers", "expected a text to score, got an empty one", where)
 
