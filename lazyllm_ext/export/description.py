@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
-from typing import Any, get_args, get_origin, get_type_hints
+from dataclasses import asdict, fields
+from typing import Any
 
 import torch
 from torch import nn
 
-from lazyllm_ext.schedule.fields import shown
+from lazyllm_ext.json_input import checked, decode, read_object, shown
 
 FORMAT_VERSION = 2
 # The operator library's target, see docs/architecture.md.
@@ -22,7 +22,7 @@ COMPILED = "decode.pt2"
 KINDS = ("torchscript", "aoti")
 
 
-@dataclass(frozen=True)
+@checked("description")
 class Description:
     """What an export is.
 
@@ -71,39 +71,24 @@ class Description:
             ValueError: something else, or what a later release wrote.
         """
         try:
-            data: Any = json.loads(text)
+            data: Any = decode(text, where)
             version = data["format_version"]
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{where}: {DESCRIPTION}: expected an export's description") from error
         if version != FORMAT_VERSION:
             raise ValueError(
                 f"{where}: format_version: expected {FORMAT_VERSION}, got {version}; load it with "
                 "the release of lazyllm-ext that made it, or export it again"
             )
-        names = {field.name for field in fields(cls)}
-        if set(data) != names:
-            wrong = ", ".join(sorted(names.symmetric_difference(data)))
-            raise ValueError(f"{where}: {DESCRIPTION}: fields missing or unknown: {wrong}")
-        kinds = get_type_hints(cls)
-        for field in fields(cls):
-            value = data[field.name]
-            if not _is(value, kinds[field.name]):
-                raise ValueError(
-                    f"{where}: {DESCRIPTION}: {field.name}: expected {field.type}, "
-                    f"got {shown(value)}"
-                )
-        if data["kind"] not in KINDS:
-            raise ValueError(
-                f"{where}: kind: expected {' or '.join(KINDS)}, got {shown(data['kind'])}"
-            )
-        return cls(**data)
-
-
-def _is(value: Any, kind: Any) -> bool:
-    """Whether a value of a JSON file is of a field's type."""
-    if get_origin(kind) is list:
-        return isinstance(value, list) and all(_is(each, *get_args(kind)) for each in value)
-    return isinstance(value, kind) and not isinstance(value, bool)
+        wrong = {field.name for field in fields(cls)}.symmetric_difference(data)
+        if wrong:
+            names = ", ".join(sorted(wrong))
+            raise ValueError(f"{where}: {DESCRIPTION}: fields missing or unknown: {names}")
+        description = read_object(cls, data, f"{where}: {DESCRIPTION}")
+        if description.kind not in KINDS:
+            expected, got = " or ".join(KINDS), shown(description.kind)
+            raise ValueError(f"{where}: kind: expected {expected}, got {got}")
+        return description
 
 
 def weights_sha256(model: nn.Module) -> str:

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch.torch_version import TorchVersion
 
+from lazyllm_ext.json_input import decode
 from lazyllm_ext.schedule import PruningSchedule
-from lazyllm_ext.schedule.fields import decode
 
 from . import jit
 from .description import COMPILED, DESCRIPTION, SCHEDULE, TOKENIZER, Description

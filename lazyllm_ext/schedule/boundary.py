@@ -2,19 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
+from numbers import Integral
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, Strict, WrapValidator
 
 from lazyllm_ext.errors import NotSupportedError
-
-from .fields import integer, known, number, one_of, shown
-
-_BOUNDARY_FIELDS = ("layer", "depth", "keep", "percentile", "tokens", "heads")
+from lazyllm_ext.json_input import Expects, InputError, checked, read_object, shown, wrong
 
 
-@dataclass(frozen=True)
+def _plain(value: Any) -> Any:
+    """A whole number of another library, numpy for example, as Python's own."""
+    return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else value
+
+
+_LARGEST = 2**31 - 1
+Depth = Annotated[float, Field(ge=0, le=1)]
+Keep = Annotated[float, Field(gt=0, le=1)]
+Percentile = Annotated[float, Field(ge=0, lt=100)]
+Natural = Annotated[int, BeforeValidator(_plain), Field(ge=0, le=_LARGEST)]
+Positive = Annotated[int, BeforeValidator(_plain), Field(ge=1, le=_LARGEST)]
+
+
+def _ascending(heads: Any, check: Callable[[Any], tuple[int, ...]]) -> tuple[int, ...]:
+    if not isinstance(heads, Sequence) or isinstance(heads, str) or not heads:
+        raise ValueError(f"expected a list of head numbers, got {shown(heads)}")
+    numbers = check(heads)
+    if len(set(numbers)) < len(numbers):
+        raise ValueError(f"expected each number once, got {shown(list(heads))}")
+    return tuple(sorted(numbers))
+
+
+Heads = Annotated[tuple[Natural, ...], Strict(False), WrapValidator(_ascending)]
+
+
+@checked("boundary")
 class Boundary:
     """A layer in which tokens are dropped: where it is, and how many tokens stay after it.
 
@@ -31,33 +55,15 @@ class Boundary:
         ValueError: a field is missing, given twice over, of the wrong type or out of range.
     """
 
-    layer: int | None = None
-    depth: float | None = None
-    keep: float | None = None
-    tokens: int | None = None
-    heads: tuple[int, ...] | None = None
+    layer: Annotated[Natural | None, Expects("a layer number")] = None
+    depth: Annotated[Depth | None, Expects("a number between 0 and 1")] = None
+    keep: Annotated[Keep | None, Expects("a number above 0 and at most 1")] = None
+    tokens: Annotated[Positive | None, Expects("a number of tokens")] = None
+    heads: Annotated[Heads | None, Expects("head numbers")] = None
 
     def __post_init__(self) -> None:
-        if one_of(vars(self), ("layer", "depth"), "boundary") == "layer":
-            self._set("layer", integer(self.layer, "boundary: layer", 0, "a layer number"))
-        else:
-            depth = number(self.depth, "boundary: depth", "a number between 0 and 1")
-            if not 0 <= depth <= 1:
-                raise ValueError(f"boundary: depth: expected a number between 0 and 1, got {depth}")
-            self._set("depth", depth)
-        if one_of(vars(self), ("keep", "tokens"), "boundary") == "tokens":
-            self._set("tokens", integer(self.tokens, "boundary: tokens", 1, "a number of tokens"))
-        else:
-            expected = "a number above 0 and at most 1"
-            keep = number(self.keep, "boundary: keep", expected)
-            if not 0 < keep <= 1:
-                raise ValueError(f"boundary: keep: expected {expected}, got {shown(self.keep)}")
-            self._set("keep", keep)
-        if self.heads is not None:
-            self._set("heads", _heads(self.heads))
-
-    def _set(self, name: str, value: Any) -> None:
-        object.__setattr__(self, name, value)  # the one way to normalize a frozen dataclass
+        _exactly_one(self, "layer", "depth")
+        _exactly_one(self, "keep", "tokens")
 
     @property
     def place(self) -> str:
@@ -65,29 +71,40 @@ class Boundary:
         return f"depth {self.depth}" if self.layer is None else f"layer {self.layer}"
 
 
-def _heads(heads: Any) -> tuple[int, ...]:
-    """Numbers of heads, ascending; ValueError for anything but at least one, each once."""
-    if not isinstance(heads, Sequence) or isinstance(heads, str) or not heads:
-        raise ValueError(f"boundary: heads: expected a list of head numbers, got {shown(heads)}")
-    numbers = [integer(head, "boundary: heads", 0, "head numbers") for head in heads]
-    if len(set(numbers)) < len(numbers):
-        raise ValueError(f"boundary: heads: expected each number once, got {shown(list(heads))}")
-    return tuple(sorted(numbers))
+@checked()
+class _WrittenBoundary:
+    """A boundary as JSON writes it: `Boundary`'s fields, and the paper's `percentile`."""
+
+    layer: Any = None
+    depth: Any = None
+    keep: Any = None
+    percentile: Annotated[Percentile | None, Expects("a number of at least 0 and below 100")] = None
+    tokens: Any = None
+    heads: Any = None
+
+    def __post_init__(self) -> None:
+        _exactly_one(self, "keep", "percentile", "tokens")
 
 
-def check_order(boundaries: Sequence[Boundary], where: str) -> None:
+def _exactly_one(boundary: Any, *names: str) -> None:
+    given = [name for name in names if getattr(boundary, name) is not None]
+    if len(given) != 1:
+        got = " and ".join(given) or "none of them"
+        raise ValueError(f"expected exactly one of {', '.join(names)}, got {got}")
+
+
+def check_order(boundaries: Sequence[Boundary]) -> None:
     """Places ascend strictly; keeps and budgets never grow. Layers and depths meet in resolve."""
     for name, rising in (("layer", True), ("depth", True), ("keep", False), ("tokens", False)):
         written = [getattr(b, name) for b in boundaries if getattr(b, name) is not None]
         for before, after in pairwise(written):
             if rising and after <= before:
                 raise ValueError(
-                    f"{where}: expected each {name} above the one before it, "
-                    f"got {after} after {before}"
+                    f"expected each {name} above the one before it, got {after} after {before}"
                 )
             if not rising and after > before:
                 raise ValueError(
-                    f"{where}: expected {name} never to grow from one boundary to the next, "
+                    f"expected {name} never to grow from one boundary to the next, "
                     f"got {after} after {before}"
                 )
 
@@ -124,33 +141,19 @@ def parse_boundaries(data: Any, where: str) -> tuple[Boundary, ...]:
     keep_s = keep_{s-1} · (1 - percentile / 100).
     """
     if not isinstance(data, Sequence) or isinstance(data, str):
-        raise ValueError(f"{where}: boundaries: expected a list, got {shown(data)}")
+        raise wrong("boundaries", "a list", data, where)
     boundaries: list[Boundary] = []
     before: float | None = 1.0  # keep of the boundary before; None after a budget
     for index, entry in enumerate(data):
         here = f"{where}: boundaries[{index}]"
-        if not isinstance(entry, Mapping):
-            raise ValueError(f"{here}: expected an object, got {shown(entry)}")
-        known(entry, _BOUNDARY_FIELDS, here)
-        one_of(entry, ("keep", "percentile", "tokens"), here)
-        fields = dict(entry)
-        percentile = fields.pop("percentile", None)
+        fields = dict(vars(read_object(_WrittenBoundary, entry, here, "an object")))
+        percentile = fields.pop("percentile")
         if percentile is not None:
             if before is None:
-                raise ValueError(
-                    f"{here}: percentile: expected a boundary with keep before it, got one with "
-                    "tokens"
-                )
-            expected = "a number of at least 0 and below 100"
-            if not 0 <= number(percentile, f"{here}: percentile", expected) < 100:
-                raise ValueError(
-                    f"{here}: percentile: expected {expected}, got {shown(percentile)}"
-                )
+                said = "expected a boundary with keep before it, got one with tokens"
+                raise InputError("percentile", said, here)
             # Rounded to what one would write: 0.49, not 0.48999999999999994.
             fields["keep"] = round(before * (1 - percentile / 100), 12)
-        try:
-            boundaries.append(Boundary(**fields))
-        except ValueError as error:
-            raise ValueError(str(error).replace("boundary", here, 1)) from error
+        boundaries.append(read_object(Boundary, fields, here))
         before = boundaries[-1].keep
     return tuple(boundaries)

@@ -14,10 +14,21 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
-from typing import Any, Literal, TypeGuard
+from typing import Annotated, Any, Literal, TypeGuard
 
-from .boundary import Boundary, check_order, layer_of, parse_boundaries
-from .fields import decode, integer, known, shown
+from pydantic import AfterValidator, PlainValidator
+
+from lazyllm_ext.json_input import (
+    Expects,
+    InputError,
+    checked,
+    decode,
+    given_fields,
+    read_object,
+    shown,
+)
+
+from .boundary import Boundary, Natural, Positive, check_order, layer_of, parse_boundaries
 
 __all__ = ["Boundary", "PruningSchedule", "ResolvedSchedule", "shipped_schedules"]
 
@@ -26,7 +37,6 @@ _RULES = (
 )  # fmt: skip
 # What may follow a key in the name of a variant of its model.
 _VARIANT = re.compile(r"|([-_]|\.(?!\d))[^/]*")
-_SCHEDULE_FIELDS = ("name", "boundaries", *_RULES, "models")
 
 
 @dataclass(frozen=True)
@@ -60,7 +70,41 @@ class ResolvedSchedule:
     min_tokens: int = 0
 
 
-@dataclass(frozen=True)
+def _boundaries(boundaries: Any) -> tuple[Boundary, ...]:
+    if not isinstance(boundaries, Iterable) or isinstance(boundaries, (str, Mapping)):
+        raise ValueError(f"expected a list, got {shown(boundaries)}")
+    listed = tuple(boundaries)
+    for boundary in listed:
+        if not isinstance(boundary, Boundary):
+            raise ValueError(f"expected Boundary, got {shown(boundary)}")
+    return listed
+
+
+def _odd(width: int) -> int:
+    if width % 2 == 0:
+        raise ValueError(f"expected an odd number, got {width}")
+    return width
+
+
+def _models(models: Any) -> Mapping[str, PruningSchedule]:
+    if not isinstance(models, Mapping):
+        raise ValueError(f"expected an object of schedules, got {shown(models)}")
+    for key, entry in models.items():
+        if not isinstance(key, str) or not key or not isinstance(entry, PruningSchedule):
+            raise ValueError(f"expected schedules by model id, got {shown(key)}: {shown(entry)}")
+        if entry.models:
+            said = "expected a schedule without models, got one with them"
+            raise InputError(f"models[{key!r}]", said)
+    return models
+
+
+def _place(fields: Mapping[str, Any]) -> str:
+    """What messages begin with."""
+    name = fields.get("name")
+    return f"schedule {name!r}" if name and isinstance(name, str) else "schedule"
+
+
+@checked(_place)
 class PruningSchedule:
     """Where tokens are dropped, how many stay, and by which scores.
 
@@ -68,6 +112,7 @@ class PruningSchedule:
     pooling, nothing protected, unbounded revival. No boundary at all is the dense model.
 
     Args:
+        name: for reports.
         boundaries: in ascending order; keeps and token numbers may not grow.
         window: last queries of a step whose attention is averaged, at least 1.
         pool: odd width over which importance is max-pooled, at least 1.
@@ -80,51 +125,27 @@ class PruningSchedule:
             None for no bound, 0 for none.
         min_tokens: contexts shorter than this are not pruned; "auto" lets `lazyllm_ext.apply` find
             by measurement from where on pruning pays.
-        name: for reports.
         models: schedules for known models, by model id; they replace this one entirely.
 
     Raises:
         ValueError: a field of the wrong type or out of range, boundaries out of order or growing.
     """
 
-    boundaries: tuple[Boundary, ...] = ()
-    window: int = 1
-    pool: int = 1
-    protect_first: int = 0
-    over_heads: str = "mean"
-    accumulate: bool = False
-    max_revive: int | None = None
-    min_tokens: int | Literal["auto"] = 0
-    name: str | None = None
-    models: Mapping[str, PruningSchedule] = field(default_factory=dict, hash=False)
+    name: Annotated[str | None, Expects("a string")] = field(default=None, kw_only=True)
+    boundaries: Annotated[tuple[Boundary, ...], PlainValidator(_boundaries)] = ()
+    window: Annotated[Positive, Expects("a number of queries")] = 1
+    pool: Annotated[Positive, AfterValidator(_odd), Expects("an odd number")] = 1
+    protect_first: Annotated[Natural, Expects("a number of tokens")] = 0
+    over_heads: Annotated[Literal["mean", "max"], Expects('"mean" or "max"')] = "mean"
+    accumulate: Annotated[bool, Expects("true or false")] = False
+    max_revive: Annotated[Natural | None, Expects("null or a number of tokens")] = None
+    min_tokens: Annotated[Natural | Literal["auto"], Expects('a number of tokens or "auto"')] = 0
+    models: Annotated[Mapping[str, PruningSchedule], PlainValidator(_models)] = field(
+        default_factory=dict, hash=False
+    )
 
     def __post_init__(self) -> None:
-        if self.name is not None and not isinstance(self.name, str):
-            raise ValueError(f"schedule: name: expected a string, got {shown(self.name)}")
-        where = f"schedule {self.name!r}" if self.name else "schedule"
-        if not isinstance(self.boundaries, Iterable) or isinstance(self.boundaries, (str, Mapping)):
-            raise ValueError(f"{where}: boundaries: expected a list, got {shown(self.boundaries)}")
-        object.__setattr__(self, "boundaries", tuple(self.boundaries))
-        for boundary in self.boundaries:
-            if not isinstance(boundary, Boundary):
-                raise ValueError(f"{where}: boundaries: expected Boundary, got {shown(boundary)}")
-        check_order(self.boundaries, where)
-
-        integer(self.window, f"{where}: window", 1, "a number of queries")
-        if integer(self.pool, f"{where}: pool", 1, "an odd number") % 2 == 0:
-            raise ValueError(f"{where}: pool: expected an odd number, got {self.pool}")
-        integer(self.protect_first, f"{where}: protect_first", 0, "a number of tokens")
-        if self.over_heads not in ("mean", "max"):
-            got = shown(self.over_heads)
-            raise ValueError(f'{where}: over_heads: expected "mean" or "max", got {got}')
-        if not isinstance(self.accumulate, bool):
-            got = shown(self.accumulate)
-            raise ValueError(f"{where}: accumulate: expected true or false, got {got}")
-        if self.max_revive is not None:
-            integer(self.max_revive, f"{where}: max_revive", 0, "null or a number of tokens")
-        if self.min_tokens != "auto":
-            integer(self.min_tokens, f"{where}: min_tokens", 0, 'a number of tokens or "auto"')
-        _check_models(self.models, where)
+        check_order(self.boundaries)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> PruningSchedule:
@@ -235,7 +256,7 @@ class PruningSchedule:
                 layers out of order, or min_tokens that are still "auto".
         """
         schedule = self.for_model(model_id)
-        where = f"schedule {schedule.name!r}" if schedule.name else "schedule"
+        where = _place(vars(schedule))
         if schedule.min_tokens == "auto":
             raise ValueError(
                 f'{where}: min_tokens: expected a number of tokens, got "auto", which only '
@@ -280,33 +301,11 @@ def _is_text(source: str | os.PathLike[str]) -> TypeGuard[str]:
     return isinstance(source, str) and source.lstrip()[:1] in ("{", "[")
 
 
-def _check_models(models: Any, where: str) -> None:
-    if not isinstance(models, Mapping):
-        raise ValueError(f"{where}: models: expected an object of schedules, got {shown(models)}")
-    for key, entry in models.items():
-        if not isinstance(key, str) or not key or not isinstance(entry, PruningSchedule):
-            raise ValueError(
-                f"{where}: models: expected schedules by model id, got {shown(key)}: {shown(entry)}"
-            )
-        if entry.models:
-            raise ValueError(
-                f"{where}: models[{key!r}]: expected a schedule without models, got one with them"
-            )
-
-
 def _parse(data: Any, where: str) -> PruningSchedule:
-    if not isinstance(data, Mapping):
-        raise ValueError(f"{where}: expected a JSON object, got {shown(data)}")
-    known(data, _SCHEDULE_FIELDS, where)
-    fields = dict(data)
-    fields["boundaries"] = parse_boundaries(fields.get("boundaries", ()), where)
-    models = fields.get("models", {})
-    if isinstance(models, Mapping):
-        fields["models"] = {
+    given = given_fields(PruningSchedule, data, where)
+    given["boundaries"] = parse_boundaries(given.get("boundaries", ()), where)
+    if isinstance(models := given.get("models"), Mapping):
+        given["models"] = {
             key: _parse(entry, f"{where}: models[{key!r}]") for key, entry in models.items()
         }
-    try:
-        return PruningSchedule(**fields)
-    except ValueError as error:
-        own = f"schedule {fields['name']!r}" if fields.get("name") else "schedule"
-        raise ValueError(where + str(error).removeprefix(own)) from error
+    return read_object(PruningSchedule, given, where)

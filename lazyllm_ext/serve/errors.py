@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from lazyllm_ext.json_input import wrong
+
 
 class ApiError(Exception):
     """What a client did wrong, in one sentence.
@@ -42,10 +44,7 @@ class ApiError(Exception):
 
 def expected(param: str, what: str, got: object, code: str = "invalid_value") -> ApiError:
     """The error of a parameter that has another value than expected."""
-    shown = repr(got)
-    if len(shown) > 80:
-        shown = f"{shown[:77]}…"
-    return ApiError(f"{param}: expected {what}, got {shown}", param, code=code)
+    return ApiError(str(wrong(param, what, got)), param, code=code)
 
 
 def internal(error: BaseException) -> ApiError:

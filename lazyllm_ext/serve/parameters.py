@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import field, fields, replace
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, PlainValidator, Strict
+
+from lazyllm_ext.json_input import Expects, InputError, checked, decode, read_object
 
 from .engine import Sampling
 from .errors import ApiError, expected
 
 _MOST_STOPS = 4  # as OpenAI has it
-_COMPLETION_TOKENS = 16  # where a completion names no max_tokens, as OpenAI has it
 
 # Parameters that change no answer.
 _IGNORED = {
@@ -45,162 +48,6 @@ _ASKS_NOTHING: dict[str, tuple[Any, ...]] = {
 _ROLES = ("system", "developer", "user", "assistant")
 
 
-@dataclass(frozen=True)
-class Parameters:
-    """A request, checked.
-
-    Attributes:
-        prompt: text, tokens, or the messages of a chat with `role` and `content`.
-        sampling: how tokens are chosen, and when it ends.
-        stream: send pieces as they come.
-        include_usage: a last piece with `usage`.
-    """
-
-    prompt: str | list[int] | list[dict[str, str]]
-    sampling: Sampling
-    stream: bool
-    include_usage: bool
-
-
-def read_parameters(body: bytes, *, chat: bool, model: str) -> Parameters:
-    """Check everything that can be checked without the model.
-
-    Args:
-        body: the request's JSON.
-        chat: of /v1/chat/completions, else of /v1/completions.
-        model: the name of the model that is served.
-
-    Raises:
-        ApiError: for the first parameter that is wrong.
-    """
-    try:
-        data = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise ApiError(f"body: expected JSON, got: {error}", code="invalid_json") from None
-    if not isinstance(data, dict):
-        raise ApiError(
-            f"body: expected a JSON object, got {type(data).__name__}", code="invalid_json"
-        )
-    fields = {name: value for name, value in data.items() if value is not None}
-    _check_model(fields.pop("model", None), model)
-    stream = _flag(fields, "stream")
-    include_usage = _stream_options(fields, stream)
-    if chat:
-        prompt: Any = _messages(fields.pop("messages", None))
-    else:
-        prompt = _prompt(fields.pop("prompt", None))
-    sampling = Sampling(
-        max_tokens=_max_tokens(fields, chat),
-        temperature=_number(fields, "temperature", 1.0, 2.0),
-        top_p=_number(fields, "top_p", 1.0, 1.0),
-        seed=_whole(fields, "seed", -(2**63), 2**63 - 1),
-        stop=_stops(fields.pop("stop", None)),
-    )
-    for name, value in fields.items():
-        _refuse(name, value)
-    return Parameters(prompt, sampling, stream, include_usage)
-
-
-def _check_model(asked: Any, served: str) -> None:
-    if not isinstance(asked, str):
-        raise expected("model", f"the name of the model that is served, {served!r}", asked)
-    if asked != served:
-        raise ApiError(
-            f"model: expected {served!r}, the one that is served, got {asked!r}",
-            "model",
-            status=404,
-            code="model_not_found",
-        )
-
-
-def _refuse(name: str, value: Any) -> None:
-    """Raises ApiError for a parameter that would change the answer and is not supported."""
-    if name in _IGNORED:
-        return
-    if name not in _ASKS_NOTHING:
-        name = ascii(name)[1:-1]  # it goes into responses and logs
-        raise ApiError(f"{name}: not supported", name, code="unsupported_parameter")
-    for nothing in _ASKS_NOTHING[name]:
-        # False is no 0 here: completions with logprobs=0 ask for those of the chosen tokens.
-        if value == nothing and isinstance(value, bool) == isinstance(nothing, bool):
-            return
-    shown = " or ".join(json.dumps(nothing) for nothing in _ASKS_NOTHING[name])
-    raise expected(name, f"{shown}: more is not supported", value, "unsupported_parameter")
-
-
-def _flag(fields: dict[str, Any], name: str) -> bool:
-    value = fields.pop(name, False)
-    if not isinstance(value, bool):
-        raise expected(name, "true or false", value)
-    return value
-
-
-def _number(fields: dict[str, Any], name: str, default: float, most: float) -> float:
-    value = fields.pop(name, default)
-    # not (…): so that NaN, which Python's JSON knows, is refused as well
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (0 <= value <= most):
-        raise expected(name, f"a number from 0 to {most:g}", value)
-    return float(value)
-
-
-def _whole(fields: dict[str, Any], name: str, least: int, most: int) -> int | None:
-    value = fields.pop(name, None)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        bounds = f"of at least {least}" if least == 1 else f"from {least} to {most}"
-        raise expected(name, f"a whole number {bounds}", value)
-    return value
-
-
-def _max_tokens(fields: dict[str, Any], chat: bool) -> int | None:
-    names = ("max_completion_tokens", "max_tokens") if chat else ("max_tokens",)
-    given = [name for name in names if name in fields]
-    if len(given) > 1:
-        raise ApiError(
-            "max_tokens: expected one of max_tokens and max_completion_tokens, got both",
-            "max_tokens",
-            code="invalid_value",
-        )
-    if given:
-        return _whole(fields, given[0], 1, 2**31)
-    return None if chat else _COMPLETION_TOKENS
-
-
-def _stream_options(fields: dict[str, Any], stream: bool) -> bool:
-    options = fields.pop("stream_options", None)
-    if options is None:
-        return False
-    if not stream:
-        raise ApiError(
-            "stream_options: expected stream=true with it, got false",
-            "stream_options",
-            code="invalid_value",
-        )
-    if not isinstance(options, dict):
-        raise expected("stream_options", "an object", options)
-    options = {name: value for name, value in options.items() if value is not None}
-    include_usage = _flag(options, "include_usage")
-    options.pop("include_obfuscation", None)  # padding against eavesdroppers, which changes no text
-    for name in map(ascii, options):
-        name = name[1:-1]
-        raise ApiError(f"stream_options.{name}: not supported", f"stream_options.{name}")
-    return include_usage
-
-
-def _stops(given: Any) -> tuple[str, ...]:
-    if given is None:
-        return ()
-    stops = [given] if isinstance(given, str) else given
-    if (
-        not isinstance(stops, list)
-        or len(stops) > _MOST_STOPS
-        or not all(isinstance(stop, str) and stop for stop in stops)
-    ):
-        raise expected("stop", f"a string, or up to {_MOST_STOPS} in a list, none empty", given)
-    return tuple(_text("stop", stop) for stop in stops)
-
-
 def _prompt(given: Any) -> str | list[int]:
     if isinstance(given, list) and len(given) == 1 and isinstance(given[0], (str, list)):
         given = given[0]  # a batch of one
@@ -226,9 +73,7 @@ def _message(name: str, given: Any) -> dict[str, str]:
         raise expected(f"{name}.role", f"one of {', '.join(_ROLES)}", role)
     for key in ("tool_calls", "function_call", "audio"):
         if given.get(key):
-            raise ApiError(
-                f"{name}.{key}: not supported", f"{name}.{key}", code="unsupported_parameter"
-            )
+            raise _unsupported(f"{name}.{key}")
     # Templates know OpenAI's newer name of the same role rarely.
     role = "system" if role == "developer" else role
     return {"role": role, "content": _content(f"{name}.content", given.get("content"))}
@@ -256,3 +101,152 @@ def _text(name: str, text: str) -> str:
     except UnicodeEncodeError:
         raise ApiError(f"{name}: expected text, got half of a surrogate pair", name) from None
     return text
+
+
+def _include_usage(options: Any) -> bool:
+    if not isinstance(options, dict):
+        raise expected("stream_options", "an object", options)
+    given = {name: value for name, value in options.items() if value is not None}
+    given.pop("include_obfuscation", None)  # padding against eavesdroppers, which changes no text
+    include = given.pop("include_usage", False)
+    for name in given:
+        raise _unsupported(f"stream_options.{name}")
+    if not isinstance(include, bool):
+        raise expected("stream_options.include_usage", "true or false", include)
+    return include
+
+
+def _unsupported(name: str) -> ApiError:
+    name = ascii(name)[1:-1]  # it goes into responses and logs
+    return ApiError(f"{name}: not supported", name, code="unsupported_parameter")
+
+
+Limit = Annotated[int | None, Field(ge=1, le=2**31), Expects("a whole number of at least 1")]
+Stop = Annotated[str, Field(min_length=1)]
+
+
+@checked(extra="ignore")
+class Parameters:
+    """A request, checked: what both routes take, under OpenAI's names.
+
+    `stream_options` is whether they ask for usage; `stop` is a tuple.
+    """
+
+    model: Annotated[str, Expects("the name of the model that is served")]
+    stream: Annotated[bool, Expects("true or false")] = False
+    stream_options: Annotated[bool | None, PlainValidator(_include_usage)] = None
+    max_tokens: Limit = None
+    temperature: Annotated[float, Field(ge=0, le=2), Expects("a number from 0 to 2")] = 1.0
+    top_p: Annotated[float, Field(ge=0, le=1), Expects("a number from 0 to 1")] = 1.0
+    seed: Annotated[
+        int | None,
+        Field(ge=-(2**63), le=2**63 - 1),
+        Expects(f"a whole number from {-(2**63)} to {2**63 - 1}"),
+    ] = None
+    stop: Annotated[
+        tuple[Stop, ...],
+        Strict(False),
+        Field(max_length=_MOST_STOPS),
+        BeforeValidator(lambda given: [given] if isinstance(given, str) else given),
+        Expects(f"a string, or up to {_MOST_STOPS} in a list, none empty"),
+    ] = ()
+
+    def __post_init__(self) -> None:
+        if self.stream_options is not None and not self.stream:
+            raise InputError("stream_options", "expected stream=true with it, got false")
+
+    @property
+    def sampling(self) -> Sampling:
+        """How tokens are chosen, and when it ends."""
+        return Sampling(self.max_tokens, self.temperature, self.top_p, self.seed, self.stop)
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with a piece that has `usage`."""
+        return bool(self.stream_options)
+
+
+@checked(extra="ignore")
+class CompletionParameters(Parameters):
+    """A request to /v1/completions; `prompt` is text, or its tokens."""
+
+    prompt: Annotated[str | list[int], PlainValidator(_prompt)] = field(kw_only=True)
+    max_tokens: Limit = 16  # as OpenAI has it
+
+
+@checked(extra="ignore")
+class ChatParameters(Parameters):
+    """A request to /v1/chat/completions; messages have `role` and `content`."""
+
+    messages: Annotated[list[dict[str, str]], PlainValidator(_messages)] = field(kw_only=True)
+    max_completion_tokens: Limit = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_tokens is not None and self.max_completion_tokens is not None:
+            said = "expected one of max_tokens and max_completion_tokens, got both"
+            raise InputError("max_tokens", said)
+
+    @property
+    def prompt(self) -> list[dict[str, str]]:
+        """The messages."""
+        return self.messages
+
+    @property
+    def sampling(self) -> Sampling:
+        """How tokens are chosen, and when it ends."""
+        return replace(super().sampling, max_tokens=self.max_completion_tokens or self.max_tokens)
+
+
+def read_parameters(
+    body: bytes, *, chat: bool, model: str
+) -> ChatParameters | CompletionParameters:
+    """Check everything that can be checked without the model.
+
+    Args:
+        body: the request's JSON.
+        chat: of /v1/chat/completions, else of /v1/completions.
+        model: the name of the model that is served.
+
+    Raises:
+        ApiError: for the first parameter that is wrong.
+    """
+    try:
+        data = decode(body, "body")
+        if not isinstance(data, dict):
+            raise InputError("body", f"expected a JSON object, got {type(data).__name__}")
+    except InputError as error:
+        raise ApiError(str(error), code="invalid_json") from None
+    given = {name: value for name, value in data.items() if value is not None}
+    given.setdefault("messages" if chat else "prompt", None)
+    kind: type[Any] = ChatParameters if chat else CompletionParameters
+    try:
+        parameters: ChatParameters | CompletionParameters = read_object(kind, given, "")
+    except InputError as error:
+        raise ApiError(str(error), error.field, code="invalid_value") from None
+    if parameters.model != model:
+        raise ApiError(
+            f"model: expected {model!r}, the one that is served, got {parameters.model!r}",
+            "model",
+            status=404,
+            code="model_not_found",
+        )
+    known = [own.name for own in fields(kind)]
+    for name, value in given.items():
+        if name not in known:
+            _refuse(name, value)
+    return parameters
+
+
+def _refuse(name: str, value: Any) -> None:
+    """Raises ApiError for a parameter that would change the answer and is not supported."""
+    if name in _IGNORED:
+        return
+    if name not in _ASKS_NOTHING:
+        raise _unsupported(name)
+    for nothing in _ASKS_NOTHING[name]:
+        # False is no 0 here: completions with logprobs=0 ask for those of the chosen tokens.
+        if value == nothing and isinstance(value, bool) == isinstance(nothing, bool):
+            return
+    shown = " or ".join(json.dumps(nothing) for nothing in _ASKS_NOTHING[name])
+    raise expected(name, f"{shown}: more is not supported", value, "unsupported_parameter")

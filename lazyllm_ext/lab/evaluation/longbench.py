@@ -11,13 +11,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from lazyllm_ext.schedule.fields import decode, shown
+from lazyllm_ext.json_input import InputError, checked, decode, read_object, wrong
 
 from .longbench_prompts import PROMPTS
 from .measure import REFERENCE_TOKENS
 from .subject import Subject
-from .tasks import Fields, Item, Tasks, collect
+from .tasks import Item, OptionalText, OptionalTexts, Tasks, Text, Texts, collect
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,18 @@ def _check_names(names: Iterable[str]) -> None:
         seen.add(name)
 
 
+@checked(extra="ignore")
+class _Line:
+    """A line of a data set's file."""
+
+    _id: Text
+    context: Text
+    answers: Texts
+    input: OptionalText = ""
+    all_classes: OptionalTexts = ()
+    dataset: Any = None
+
+
 def parse(text: str, where: str, name: str) -> Item:
     """One line of a data set's file -> an item, its prompt uncut.
 
@@ -115,33 +128,26 @@ def parse(text: str, where: str, name: str) -> Item:
         where: file and line, for messages.
 
     Raises:
-        ValueError: not a JSON object, or a field that is missing or wrong: field, expected, got.
+        InputError: not a JSON object, or a field that is missing or wrong: field, expected, got.
     """
-    data = decode(text, where)
-    if not isinstance(data, Mapping):
-        raise ValueError(f"{where}: expected a JSON object, got {shown(data)}")
-    fields = Fields(data, where)
-    own = DATA_SETS[name]
-    if data.get("dataset", name) != name:
-        raise ValueError(f"{where}: dataset: expected {name}, got {shown(data['dataset'])}")
-    answers = fields.texts("answers")
-    if not answers:
-        raise ValueError(f"{where}: answers: expected at least one answer, got none")
-    classes = fields.texts("all_classes", ())
-    if own.metric == "classes_first_line" and not classes:
-        raise ValueError(f"{where}: all_classes: expected the classes, got none")
-    question = fields.text("input", "")
+    line, own = read_object(_Line, decode(text, where), where), DATA_SETS[name]
+    if line.dataset not in (None, name):
+        raise wrong("dataset", name, line.dataset, where)
+    if not line.answers:
+        raise InputError("answers", "expected at least one answer, got none", where)
+    if own.metric == "classes_first_line" and not line.all_classes:
+        raise InputError("all_classes", "expected the classes, got none", where)
     return Item(
-        id=f"{name}:{fields.text('_id')}",
+        id=f"{name}:{line._id}",
         task=name,
         category=own.category,
-        prompt=PROMPTS[name].format(context=fields.text("context"), input=question),
-        answers=answers,
+        prompt=PROMPTS[name].format(context=line.context, input=line.input),
+        answers=line.answers,
         metric=own.metric,
         max_new_tokens=own.max_new_tokens,
-        question=question.strip() or None,
+        question=line.input.strip() or None,
         chat=own.chat,
-        classes=classes if own.metric == "classes_first_line" else (),
+        classes=line.all_classes if own.metric == "classes_first_line" else (),
     )
 
 

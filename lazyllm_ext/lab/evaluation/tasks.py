@@ -7,14 +7,31 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from lazyllm_ext.schedule.fields import decode, shown
+from pydantic import AfterValidator, BeforeValidator, Field, Strict
+
+from lazyllm_ext.json_input import Expects, InputError, checked, decode, read_object, shown, wrong
 
 from .metrics import METRICS, WITH_CLASSES
 
 
-@dataclass(frozen=True)
+def _or(empty: Any) -> BeforeValidator:
+    """JSON's null is the empty one."""
+    return BeforeValidator(lambda given: empty if given is None else given)
+
+
+Text = Annotated[str, Field(min_length=1), Expects("a text")]
+Texts = Annotated[tuple[str, ...], Strict(False), Expects("a list of texts")]
+# Of a text with a bound pydantic refuses halves of surrogate pairs, as every tokenizer does.
+OptionalText = Annotated[str, Field(min_length=0), _or(""), Expects("a text")]
+OptionalTexts = Annotated[Texts, _or(())]
+Question = Annotated[str | None, AfterValidator(lambda text: text or None), Expects("a text")]
+Truth = Annotated[bool, Expects("true or false")]
+_METRIC, _COUNT = f"one of {', '.join(METRICS)}", Expects("a whole number of at least 0")
+
+
+@checked("item", extra="ignore")
 class Item:
     """One prompt and what a right answer is.
 
@@ -34,19 +51,19 @@ class Item:
         target_tokens: nominal length; None where there is none.
     """
 
-    id: str
-    task: str
-    category: str
-    prompt: str
-    answers: tuple[str, ...]
-    metric: str
-    max_new_tokens: int
-    question: str | None = None
-    also_metrics: tuple[str, ...] = ()
-    chat: bool = False
-    answer_prefix: str = ""
-    classes: tuple[str, ...] = ()
-    target_tokens: int | None = None
+    id: Text
+    task: Annotated[str, Expects("a text")]
+    category: Annotated[str, Expects("a text")]
+    prompt: Text
+    answers: Texts
+    metric: Annotated[str, Expects(_METRIC)]
+    max_new_tokens: Annotated[int, Field(ge=0), _COUNT]
+    question: Question = None
+    also_metrics: OptionalTexts = ()
+    chat: Truth = False
+    answer_prefix: OptionalText = ""
+    classes: OptionalTexts = ()
+    target_tokens: Annotated[int | None, Field(ge=0), _COUNT] = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +109,8 @@ def collect(name: str, files: Iterable[tuple[Path, Callable[[str, str], Item]]])
             try:
                 item = parse(_text(line, where), where)
                 if item.id in items:
-                    raise ValueError(f"{where}: id: expected a new one, got {shown(item.id)} again")
+                    said = f"expected a new one, got {shown(item.id)} again"
+                    raise InputError("id", said, where)
             except ValueError as error:
                 faults.append(str(error))
             else:
@@ -140,91 +158,31 @@ def parse_item(text: str, where: str, task: str) -> Item:
         ValueError: not a JSON object, or a field that is missing or wrong: field, expected, got.
     """
     data = decode(text, where)
-    if not isinstance(data, Mapping):
-        raise ValueError(f"{where}: expected a JSON object, got {shown(data)}")
-    fields = Fields(data, where)
-    metric = fields.one_of("metric", METRICS)
-    task = fields.text("task", task)
-    item = Item(
-        id=fields.text("id"),
-        task=task,
-        category=fields.text("category", task),
-        prompt=fields.text("prompt"),
-        answers=fields.texts("answers"),
-        metric=metric,
-        max_new_tokens=fields.count("max_new_tokens", 0 if metric == "nll" else None),
-        question=fields.text("question", "") or None,
-        also_metrics=fields.texts("also_metrics", ()),
-        chat=fields.truth("chat"),
-        answer_prefix=fields.text("answer_prefix", ""),
-        classes=fields.texts("classes", ()),
-        target_tokens=fields.count("target_tokens", -1) if "target_tokens" in data else None,
-    )
+    if isinstance(data, Mapping):
+        generated = {"max_new_tokens": 0} if data.get("metric") == "nll" else {}
+        data = {"task": task, "category": data.get("task", task), **generated, **data}
+    item = read_object(Item, data, where)
     _check_together(item, where)
     return item
 
 
 def _check_together(item: Item, where: str) -> None:
-    """What no field shows alone."""
+    """What no field shows alone, and a prompt without an answer need not have."""
+    if item.metric not in METRICS:
+        raise wrong("metric", _METRIC, item.metric, where)
     if not item.answers:
-        raise ValueError(f"{where}: answers: expected at least one answer, got none")
+        raise InputError("answers", "expected at least one answer, got none", where)
     for metric in item.also_metrics:
         if metric not in METRICS or metric == "nll":
             known = ", ".join(name for name in METRICS if name != "nll")
-            raise ValueError(f"{where}: also_metrics: expected {known}, got {shown(metric)}")
+            raise wrong("also_metrics", known, metric, where)
     for metric in (item.metric, *item.also_metrics):
         if metric in WITH_CLASSES and not item.classes:
-            raise ValueError(f"{where}: classes: expected the classes of {metric}, got none")
+            raise InputError("classes", f"expected the classes of {metric}, got none", where)
     if item.metric != "nll" and item.max_new_tokens < 1:
-        raise ValueError(f"{where}: max_new_tokens: expected at least 1, got {item.max_new_tokens}")
+        raise wrong("max_new_tokens", "at least 1", item.max_new_tokens, where)
     if item.metric == "nll" and not item.answers[0]:
-        raise ValueError(f"{where}: answers: expected a text to score, got an empty one")
-
-
-class Fields:
-    """The fields of one line; each method gives one of them, or raises ValueError."""
-
-    def __init__(self, data: Mapping[str, Any], where: str):
-        self.data, self.where = data, where
-
-    def _fault(self, name: str, expected: str) -> ValueError:
-        got = shown(self.data[name]) if name in self.data else "nothing"
-        return ValueError(f"{self.where}: {name}: expected {expected}, got {got}")
-
-    def text(self, name: str, missing: str | None = None) -> str:
-        value = self.data.get(name, missing)
-        if value is None and missing == "":  # JSON's null for an optional text
-            return ""
-        if not isinstance(value, str) or (missing is None and not value):
-            raise self._fault(name, "a text")
-        return value
-
-    def texts(self, name: str, missing: tuple[str, ...] | None = None) -> tuple[str, ...]:
-        value = self.data.get(name, missing)
-        if value is None and missing is not None:
-            return missing
-        if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
-            raise self._fault(name, "a list of texts")
-        return tuple(value)
-
-    def one_of(self, name: str, known: Iterable[str]) -> str:
-        known = tuple(known)
-        value = self.data.get(name)
-        if not isinstance(value, str) or value not in known:
-            raise self._fault(name, f"one of {', '.join(known)}")
-        return value
-
-    def count(self, name: str, missing: int | None) -> int:
-        value = self.data.get(name, missing)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise self._fault(name, "a whole number of at least 0")
-        return value
-
-    def truth(self, name: str) -> bool:
-        value = self.data.get(name, False)
-        if not isinstance(value, bool):
-            raise self._fault(name, "true or false")
-        return value
+        raise InputError("answers", "expected a text to score, got an empty one", where)
 
 
 def files_of(paths: Iterable[str | os.PathLike[str]], what: str) -> list[Path]:
@@ -248,4 +206,4 @@ def _text(line: bytes, where: str) -> str:
     try:
         return line.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{where}: expected UTF-8 text, got other bytes") from error
+        raise InputError("", "expected UTF-8 text, got other bytes", where) from error

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import TypeVar
 
-from lazyllm_ext.lab.evaluation.tasks import Fields, Item, Tasks, collect, files_of
-from lazyllm_ext.schedule.fields import decode, shown
+from lazyllm_ext.json_input import checked, decode, read_object
+from lazyllm_ext.lab.evaluation.tasks import Item, Tasks, Text, Truth, collect, files_of
 
 T = TypeVar("T")
+
+
+@checked(extra="ignore")
+class _PromptLine:
+    prompt: Text
+    chat: Truth = False
 
 
 def read_prompts(path: str | os.PathLike[str]) -> Tasks:
@@ -24,20 +30,17 @@ def read_prompts(path: str | os.PathLike[str]) -> Tasks:
 
 
 def _parse(text: str, where: str, file: str) -> Item:
-    """One line -> an item that asks for no answer. ValueError for a broken line."""
-    data = decode(text, where)
-    if not isinstance(data, Mapping):
-        raise ValueError(f"{where}: expected a JSON object, got {shown(data)}")
-    fields = Fields(data, where)
+    """One line -> an item that asks for no answer. InputError for a broken line."""
+    line = read_object(_PromptLine, decode(text, where), where)
     return Item(
         id=where,  # a line has no name of its own
         task=file,
         category=file,
-        prompt=fields.text("prompt"),
+        prompt=line.prompt,
         answers=(),
         metric="",
         max_new_tokens=0,
-        chat=fields.truth("chat"),
+        chat=line.chat,
     )
 
 
