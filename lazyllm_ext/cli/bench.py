@@ -6,18 +6,42 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from lazyllm_ext.lab.bench import BenchError, Request, measure
-from lazyllm_ext.lab.bench.plots import can_draw, draw
-from lazyllm_ext.lab.bench.report import ceilings_table, show, tables, write
-from lazyllm_ext.lab.bench.request import RANDOM, numbers
+import typer
 
+from . import options
 from .errors import CommandError, as_input_error
-from .loading import find_folder, pick_device
+from .loading import find_folder, pick_device, quiet_transformers
 
 if TYPE_CHECKING:
+    from lazyllm_ext.lab.bench import Request
     from lazyllm_ext.lab.bench.model import Model
+
+PromptTokens = Annotated[
+    str, typer.Option(help="Length of the prompt; several with commas show how it scales.")
+]
+
+
+def bench(
+    model: options.Folder,
+    prompt_tokens: PromptTokens = "2048",
+    new_tokens: options.NewTokens = 33,
+    rounds: options.Rounds = "3",
+    dtype: options.MeasuredDtype = "float32",
+    device: options.Device = "auto",
+    schedules: options.Schedules = "dense,balanced,fast",
+    compiled: options.Compiled = False,
+    memory: options.Memory = True,
+    as_json: options.Json = False,
+    output: options.Output = None,
+) -> int:
+    """Measure a model under transformers and under every schedule, on this machine."""
+    request = make_request(
+        model, prompt_tokens, rounds, schedules, new_tokens=new_tokens, dtype=dtype,
+        device=device, compiled=compiled, memory=memory,
+    )  # fmt: skip
+    return measure_and_write(request, output, as_json)
 
 
 def make_request(model: str, lengths: str, rounds: str, schedules: str, **more: Any) -> Request:
@@ -26,6 +50,9 @@ def make_request(model: str, lengths: str, rounds: str, schedules: str, **more: 
     Raises:
         CommandError: a model that is not there, or an option that does not fit.
     """
+    from lazyllm_ext.lab.bench import Request
+    from lazyllm_ext.lab.bench.request import RANDOM, numbers
+
     device = pick_device(more.pop("device"))
     folder = model if model.startswith(RANDOM) else str(find_folder(model, quiet=False))
     with as_input_error(ValueError):
@@ -39,7 +66,7 @@ def make_request(model: str, lengths: str, rounds: str, schedules: str, **more: 
         )
 
 
-def bench(
+def measure_and_write(
     request: Request,
     output: Path | None,
     as_json: bool = False,
@@ -50,7 +77,10 @@ def bench(
     Raises:
         CommandError: what was measured would say nothing, or cannot be written.
     """
-    _quiet_transformers()
+    from lazyllm_ext.lab.bench import BenchError, measure
+    from lazyllm_ext.lab.bench.report import ceilings_table, show, tables, write
+
+    quiet_transformers()
     with as_input_error(ValueError):
         try:
             result = measure(request, verify_more)
@@ -72,6 +102,8 @@ def bench(
 
 
 def _figures(output: Path, result: dict[str, Any]) -> list[Path]:
+    from lazyllm_ext.lab.bench.plots import can_draw, draw
+
     if len(result["lengths"]) < 2:
         return []
     if not can_draw():
@@ -85,10 +117,3 @@ def command_line() -> str:
     program, *arguments = sys.argv
     words = [Path(word).name if Path(word).is_absolute() else word for word in arguments]
     return " ".join([Path(program).name, *words])
-
-
-def _quiet_transformers() -> None:
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
