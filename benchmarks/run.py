@@ -20,8 +20,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from lazyllm_ext.cli import bench_options as options
-from lazyllm_ext.cli import model_options
+from lazyllm_ext.cli import options
 from lazyllm_ext.cli.app import run
 from lazyllm_ext.cli.errors import CommandError, as_input_error
 
@@ -50,8 +49,8 @@ def _measurement(
         lengths: Lengths = lengths,
         new_tokens: options.NewTokens = new_tokens,
         rounds: options.Rounds = rounds,
-        dtype: options.Dtype = "float32",
-        device: model_options.Device = "cpu",
+        dtype: options.MeasuredDtype = "float32",
+        device: options.Device = "cpu",
         schedules: options.Schedules = schedules,
         compiled: options.Compiled = False,
         memory: options.Memory = True,
@@ -59,13 +58,13 @@ def _measurement(
     ) -> None:
         from oracle_check import verify_pruned
 
-        from lazyllm_ext.cli.bench import bench, make_request
+        from lazyllm_ext.cli.bench import make_request, measure_and_write
 
         request = make_request(
             model, lengths, rounds, schedules, new_tokens=new_tokens, dtype=dtype, device=device,
             compiled=compiled, memory=memory,
         )  # fmt: skip
-        bench(request, RESULTS / name, verify_more=verify_pruned)
+        measure_and_write(request, RESULTS / name, verify_more=verify_pruned)
 
 
 _measurement(
@@ -94,7 +93,7 @@ def batch_command(
     size: int = 8,
     new_tokens: options.NewTokens = 1,
     rounds: Count = 5,
-    dtype: options.Dtype = "float32",
+    dtype: options.MeasuredDtype = "float32",
     schedules: options.Schedules = "dense,balanced,fast",
     name: Name = "batch",
 ) -> None:
@@ -136,7 +135,7 @@ def saved_command(
     prompt_tokens: Annotated[int, typer.Option(help="Length of the document.")] = 4096,
     question_tokens: Annotated[int, typer.Option(help="Length of the question.")] = 18,
     rounds: Count = 3,
-    dtype: options.Dtype = "float32",
+    dtype: options.MeasuredDtype = "float32",
     schedules: options.Schedules = "dense,balanced,fast",
     name: Name = "saved",
 ) -> None:
@@ -180,7 +179,7 @@ def export_command(
     prompt_tokens: Annotated[int, typer.Option(help="Length of the prompt.")] = 1024,
     new_tokens: options.NewTokens = 64,
     rounds: Annotated[int, typer.Option(help="Rounds that are timed; 0 verifies only.")] = 5,
-    dtype: options.Dtype = "float32",
+    dtype: options.MeasuredDtype = "float32",
     generate: Annotated[
         Path | None, typer.Option(help="The program of examples/cpp, to be measured as well.")
     ] = None,
@@ -215,7 +214,7 @@ def export_command(
 @app.command("operators")
 def operators_command(
     rounds: Count = 15,
-    device: model_options.Device = "cpu",
+    device: options.Device = "cpu",
     dtypes: Annotated[str, typer.Option(help="Commas between.")] = "float32,bfloat16",
     small: Annotated[
         bool, typer.Option("--small", help="A few small cases, to see that the driver runs.")

@@ -6,20 +6,42 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from lazyllm_ext.lab.bench import BenchError, BenchRequest, measure
-from lazyllm_ext.lab.bench.plots import draw
-from lazyllm_ext.lab.bench.report import ceilings_table, tables, write
-from lazyllm_ext.lab.bench.request import RANDOM, numbers
-from lazyllm_ext.lab.tools.figures import can_draw
-from lazyllm_ext.lab.tools.tables import show
+import typer
 
+from . import options
 from .errors import CommandError, as_input_error
-from .loading import find_folder, pick_device
+from .loading import find_folder, pick_device, quiet_transformers
 
 if TYPE_CHECKING:
+    from lazyllm_ext.lab.bench import BenchRequest
     from lazyllm_ext.lab.bench.model import Model
+
+PromptTokens = Annotated[
+    str, typer.Option(help="Length of the prompt; several with commas show how it scales.")
+]
+
+
+def bench(
+    model: options.Folder,
+    prompt_tokens: PromptTokens = "2048",
+    new_tokens: options.NewTokens = 33,
+    rounds: options.Rounds = "3",
+    dtype: options.MeasuredDtype = "float32",
+    device: options.Device = "auto",
+    schedules: options.Schedules = "dense,balanced,fast",
+    compiled: options.Compiled = False,
+    memory: options.Memory = True,
+    as_json: options.Json = False,
+    output: options.Output = None,
+) -> int:
+    """Measure a model under transformers and under every schedule, on this machine."""
+    request = make_request(
+        model, prompt_tokens, rounds, schedules, new_tokens=new_tokens, dtype=dtype,
+        device=device, compiled=compiled, memory=memory,
+    )  # fmt: skip
+    return measure_and_write(request, output, as_json)
 
 
 def make_request(
@@ -30,6 +52,9 @@ def make_request(
     Raises:
         CommandError: a model that is not there, or an option that does not fit.
     """
+    from lazyllm_ext.lab.bench import BenchRequest
+    from lazyllm_ext.lab.bench.request import RANDOM, numbers
+
     device = pick_device(more.pop("device"))
     folder = model if model.startswith(RANDOM) else str(find_folder(model, quiet=False))
     with as_input_error(ValueError):
@@ -43,7 +68,7 @@ def make_request(
         )
 
 
-def bench(
+def measure_and_write(
     request: BenchRequest,
     output: Path | None,
     as_json: bool = False,
@@ -54,7 +79,11 @@ def bench(
     Raises:
         CommandError: what was measured would say nothing, or cannot be written.
     """
-    _quiet_transformers()
+    from lazyllm_ext.lab.bench import BenchError, measure
+    from lazyllm_ext.lab.bench.report import ceilings_table, tables, write
+    from lazyllm_ext.lab.tools.tables import show
+
+    quiet_transformers()
     with as_input_error(ValueError):
         try:
             result = measure(request, verify_more)
@@ -76,6 +105,9 @@ def bench(
 
 
 def _figures(output: Path, result: dict[str, Any]) -> list[Path]:
+    from lazyllm_ext.lab.bench.plots import draw
+    from lazyllm_ext.lab.tools.figures import can_draw
+
     if len(result["lengths"]) < 2:
         return []
     if not can_draw():
@@ -89,10 +121,3 @@ def command_line() -> str:
     program, *arguments = sys.argv
     words = [Path(word).name if Path(word).is_absolute() else word for word in arguments]
     return " ".join([Path(program).name, *words])
-
-
-def _quiet_transformers() -> None:
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+
+_SHOWN_FAULTS = 10
 
 
 class CommandError(Exception):
@@ -27,3 +30,11 @@ def as_input_error(*kinds: type[Exception]) -> Iterator[None]:
     except kinds as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise CommandError(lines[0] if lines else type(error).__name__) from error
+
+
+def say_skipped(faults: Sequence[str], what: str) -> None:
+    """What of the input was passed over, on stderr: the first ones, and how many."""
+    for fault in faults[:_SHOWN_FAULTS]:
+        print(f"lazyllm-ext: skipped: {fault}", file=sys.stderr)
+    if faults:
+        print(f"lazyllm-ext: {what} skipped: {len(faults)}", file=sys.stderr)

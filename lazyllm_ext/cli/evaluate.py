@@ -4,132 +4,159 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from lazyllm_ext.lab.evaluation import (
-    Contender,
-    Evaluation,
-    EvaluationReport,
-    Item,
-    Processes,
-    Records,
-    Subject,
-    Tasks,
-    choose,
-    cut_prompts,
-    make_report,
-    model_digest,
-    parse_contenders,
-    read_longbench,
-    read_tasks,
-    sharing,
-    write_page,
-    write_report,
-)
-from lazyllm_ext.lab.evaluation.report import HEADINGS, cells
-from lazyllm_ext.lab.evaluation.summary import heading
-from lazyllm_ext.lab.tools.figures import require_matplotlib
-
-from .errors import CommandError, as_input_error
+from . import options
+from .errors import CommandError, as_input_error, say_skipped
 from .loading import find_folder, load, pick_device
-from .show import say_skipped
+
+if TYPE_CHECKING:
+    from lazyllm_ext.lab.evaluation import (
+        Contender,
+        Evaluation,
+        EvaluationReport,
+        Item,
+        Processes,
+        Record,
+        Records,
+        Subject,
+        Tasks,
+    )
+    from lazyllm_ext.lab.evaluation.runner import PendingRun
 
 _FILE_WIDTH = 180
 
+Output = Annotated[
+    Path, typer.Option(help="Folder for records and reports; goes on with what is in it.")
+]
+TaskFiles = Annotated[
+    list[Path] | None, typer.Option(help="JSON lines, or a folder of *.jsonl; may be repeated.")
+]
+LongBenchFolder = Annotated[
+    Path | None, typer.Option(help="Instead of --tasks: the folder of LongBench's *.jsonl.")
+]
+DataSets = Annotated[str | None, typer.Option(help="Of --longbench only these, commas between.")]
+MaxLength = Annotated[
+    int | None,
+    typer.Option(
+        min=2,
+        help="Longest prompt of --longbench in tokens, without chat template; longer ones lose "
+        "their middle. By default what the model's context holds.",
+    ),
+]
+Contenders = Annotated[
+    str,
+    typer.Option(
+        help="With commas between: dense, a schedule (a name, a JSON file, or a folder with "
+        "one for each task or category), "
+        "norevive:SCHEDULE, random:SCHEDULE, static:KEEP, compress:KEEP."
+    ),
+]
+Lengths = Annotated[
+    str | None, typer.Option(help="Only items of these target_tokens, commas between.")
+]
+Limit = Annotated[
+    int | None, typer.Option(min=1, help="Only so many items of each task and length.")
+]
+Against = Annotated[
+    str | None, typer.Option(help="Contender that the others are compared with; dense if it runs.")
+]
+Page = Annotated[
+    str | None, typer.Option(help="Id of an item to write as a page: which tokens were kept.")
+]
+AnswerPrefix = Annotated[
+    bool,
+    typer.Option(
+        "--answer-prefix", help="Append the items' answer_prefix where no template is used."
+    ),
+]
 
-@dataclass(frozen=True)
-class Request:
-    """The command's options, as the user gave them."""
 
-    model: str
-    tasks: Sequence[Path]
-    longbench: Path | None
-    datasets: Sequence[str]
-    max_length: int | None
-    contenders: Sequence[str]
-    lengths: Sequence[int]
-    limit: int | None
-    output: Path
-    against: str | None
-    page: str | None
-    chat: bool
-    answer_prefix: bool
-    dtype: str
-    device: str
+def evaluate(
+    model: options.Folder,
+    output: Output,
+    tasks: TaskFiles = None,
+    longbench: LongBenchFolder = None,
+    datasets: DataSets = None,
+    max_length: MaxLength = None,
+    contenders: Contenders = "dense,balanced",
+    lengths: Lengths = None,
+    limit: Limit = None,
+    against: Against = None,
+    page: Page = None,
+    chat: options.Chat = True,
+    answer_prefix: AnswerPrefix = False,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+) -> int:
+    """Compare schedules and baselines on tasks: scores, speed, and how near they are to dense."""
+    from lazyllm_ext.lab import evaluation as lab
+    from lazyllm_ext.lab.tools.figures import require_matplotlib
 
-
-def evaluate(request: Request) -> int:
-    """Run the command, or this process's share of it under torchrun; returns the exit status.
-
-    Raises:
-        CommandError: before anything is computed, for what does not fit.
-    """
-    with sharing() as processes:
-        return _evaluate(request, processes)
-
-
-def _evaluate(request: Request, processes: Processes) -> int:
-    leads = processes.rank == 0
-    with as_input_error(ValueError):
-        require_matplotlib()
-        contenders = parse_contenders(request.contenders)
-        _check_output(request.output, contenders)
-        against = _against(request.against, contenders)
-        tasks = _read(request)
-        items = choose(tasks.items, request.lengths, request.limit).items
-        shown_item = _shown_item(request.page, items)
-        # The first process puts together what an interrupted run left, then the others read it.
-        if not leads:
-            processes.wait()
-        records = Records(request.output, processes.rank)
+    _check_source(tasks, longbench, datasets, max_length)
+    chosen_lengths = _whole_numbers("--lengths", lengths)
+    with lab.sharing() as processes:  # under torchrun there are several, and this one has a share
+        leads = processes.rank == 0
+        with as_input_error(ValueError):
+            require_matplotlib()
+            compared = lab.parse_contenders(contenders.split(","))
+            _check_output(output, compared)
+            base = _against(against, compared)
+            read = _read(tasks or [], longbench, datasets)
+            items = lab.choose(read.items, chosen_lengths, limit).items
+            _check_page(page, items)
+            records = _open_records(output, processes)
         if leads:
-            processes.wait()
-    if leads:
-        say_skipped(tasks.faults, "broken lines")
-    device = processes.device(pick_device(request.device))
-    folder = find_folder(request.model, quiet=not leads)
-    tokenizer, model = load(folder, request.dtype, device)
-    setting = {
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": model.device.type,
-        "chat": request.chat,
-        "answer_prefix": request.answer_prefix,
-    }
-    with as_input_error(ValueError, TypeError):
-        subject = Subject(model, tokenizer, chat=request.chat, answer_prefix=request.answer_prefix)
-        if request.longbench is not None:
-            items = tuple(cut_prompts(subject, items, request.max_length))
-        model_key = model_digest(folder)
-        evaluation = Evaluation(subject, items, contenders, records, model_key, setting, processes)
-    if leads:
-        say_skipped(evaluation.skipped, "items")
-    if not evaluation.items:
-        raise CommandError("expected an item that fits the model's context, got none")
-    _run(evaluation, request.output, leads)
-    processes.wait()
-    if not leads:
-        return 0
-    with as_input_error(ValueError):
-        records.gather()
-    skipped = [*tasks.faults, *evaluation.skipped]
-    report = make_report(folder.name, setting, contenders, against, evaluation.finished(), skipped)
-    _show(report)
-    with as_input_error(ValueError, OSError):
-        written = write_report(report, request.output)
-        if shown_item is not None:
-            ran = [item for item in evaluation.items if item.id == shown_item.id]  # perhaps cut
-            written += [_page(subject, item, contenders, request.output) for item in ran]
-    print("Written: " + ", ".join(str(path) for path in (records.path, *written)))
+            say_skipped(read.faults, "broken lines")
+        device = processes.device(pick_device(device))
+        folder = find_folder(model, quiet=not leads)
+        tokenizer, loaded = load(folder, dtype, device)
+        setting = _setting(loaded, chat, answer_prefix)
+        with as_input_error(ValueError, TypeError):
+            subject = lab.Subject(loaded, tokenizer, chat=chat, answer_prefix=answer_prefix)
+            if longbench is not None:
+                items = tuple(lab.cut_prompts(subject, items, max_length))
+            key = lab.model_digest(folder)
+            run = lab.Evaluation(subject, items, compared, records, key, setting, processes)
+        if leads:
+            say_skipped(run.skipped, "items")
+        if not run.items:
+            raise CommandError("expected an item that fits the model's context, got none")
+        _finish(run, output)
+        processes.wait()
+        if leads:
+            _report(run, folder.name, base, read.faults, output, page)
     return 0
+
+
+def _check_source(
+    tasks: list[Path] | None, longbench: Path | None, datasets: str | None, max_length: int | None
+) -> None:
+    """What no option shows alone."""
+    if bool(tasks) == bool(longbench):
+        raise CommandError(
+            f"--tasks, --longbench: expected one of them, got {'both' if tasks else 'neither'}"
+        )
+    for option, value in (("--datasets", datasets), ("--max-length", max_length)):
+        if value is not None and not longbench:
+            raise CommandError(f"{option}: expected --longbench with it, got --tasks")
+
+
+def _whole_numbers(option: str, text: str | None) -> list[int]:
+    """Numbers with commas between; none for None."""
+    try:
+        return [] if text is None else [int(part) for part in text.split(",")]
+    except ValueError:
+        expected = "whole numbers with commas between"
+        raise CommandError(f"{option}: expected {expected}, got {text!r}") from None
 
 
 def _check_output(output: Path, contenders: Sequence[Contender]) -> None:
@@ -142,14 +169,16 @@ def _check_output(output: Path, contenders: Sequence[Contender]) -> None:
             )
 
 
-def _read(request: Request) -> Tasks:
+def _read(tasks: Sequence[Path], longbench: Path | None, datasets: str | None) -> Tasks:
     """The items of --tasks or of --longbench; what of the latter is not there is said."""
-    if request.longbench is None:
-        return read_tasks(request.tasks)
-    read = read_longbench(request.longbench, request.datasets)
+    from lazyllm_ext.lab.evaluation import read_longbench, read_tasks
+
+    if longbench is None:
+        return read_tasks(tasks)
+    names = [] if datasets is None else [name.strip() for name in datasets.split(",")]
+    read = read_longbench(longbench, names)
     if read.missing:
-        names = ", ".join(read.missing)
-        print(f"lazyllm-ext: not in {request.longbench}: {names}", file=sys.stderr)
+        print(f"lazyllm-ext: not in {longbench}: {', '.join(read.missing)}", file=sys.stderr)
     return read.tasks
 
 
@@ -163,32 +192,51 @@ def _against(name: str | None, contenders: Sequence[Contender]) -> str:
     return name
 
 
-def _shown_item(name: str | None, items: Sequence[Item]) -> Item | None:
-    if name is None:
-        return None
-    for item in items:
-        if item.id == name:
-            return item
-    raise CommandError(f"--page: expected the id of an item that is run, got {name!r}")
+def _check_page(name: str | None, items: Sequence[Item]) -> None:
+    if name is not None and all(item.id != name for item in items):
+        raise CommandError(f"--page: expected the id of an item that is run, got {name!r}")
 
 
-def _run(evaluation: Evaluation, output: Path, shown: bool) -> None:
-    """Finish what is not finished, with a bar on a terminal if it shall be shown."""
-    jobs = evaluation.pending()
-    total = sum(job.contender.seeds for job in jobs)
-    finished = len(evaluation.finished())
-    if finished and shown:
-        print(f"lazyllm-ext: {finished} results found in {output}", file=sys.stderr)
-    left = len(jobs)
+def _open_records(output: Path, processes: Processes) -> Records:
+    """The first process puts together what an interrupted run left, then the others read it."""
+    from lazyllm_ext.lab.evaluation import Records
+
+    if processes.rank == 0:
+        records = Records(output, 0)
+        processes.wait()
+    else:
+        processes.wait()
+        records = Records(output, processes.rank)
+    return records
+
+
+def _setting(model: Any, chat: bool, answer_prefix: bool) -> dict[str, Any]:
+    """What scores depend on beside the model, as it is kept with them."""
+    return {
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": model.device.type,
+        "chat": chat,
+        "answer_prefix": answer_prefix,
+    }
+
+
+def _finish(run: Evaluation, output: Path) -> None:
+    """Finish what is not finished, with a bar on a terminal."""
+    jobs = run.pending()
+    left, found, leads = len(jobs), len(run.finished()), run.processes.rank == 0
+    if found and leads:
+        print(f"lazyllm-ext: {found} results found in {output}", file=sys.stderr)
+    seeds = sum(job.contender.seeds for job in jobs)
     try:
-        with _bar(total, shown) as advance, as_input_error(ValueError, TypeError):
+        with _bar(seeds, shown=leads) as draw, as_input_error(ValueError, TypeError):
 
-            def done(job: Any, record: Any) -> None:
+            def done(job: PendingRun, record: Record) -> None:
                 nonlocal left
                 left -= 1
-                advance(job.contender.seeds, f"{job.item.task} {job.contender.name}")
+                what = escape(f"{job.item.task} {job.contender.name}")
+                draw(advance=job.contender.seeds, description=what)
 
-            evaluation.run(done)
+            run.run(done)
     except KeyboardInterrupt:
         raise CommandError(
             f"interrupted with {left} results to go; the same command goes on from there",
@@ -197,33 +245,46 @@ def _run(evaluation: Evaluation, output: Path, shown: bool) -> None:
 
 
 @contextmanager
-def _bar(total: int, shown: bool) -> Iterator[Any]:
-    console = Console(stderr=True)
-    if not shown or not console.is_terminal:
-        yield lambda weight, what: None
+def _bar(total: int, shown: bool) -> Iterator[Callable[..., None]]:
+    """A bar on a terminal, if it shall be shown; yields what draws it."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+
+    from lazyllm_ext.progress_bar import progress_bar
+
+    if not shown:
+        yield lambda **changes: None
         return
-    # Drawn after each result and not by a thread of its own, which would disturb what is timed.
-    with Progress(
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("remaining"),
-        TimeRemainingColumn(),
+    columns = (
+        BarColumn(), MofNCompleteColumn(), TextColumn("remaining"), TimeRemainingColumn(),
         TextColumn("{task.description}"),
-        console=console,
-        transient=True,
-        auto_refresh=False,
-    ) as progress:
-        task = progress.add_task("", total=total)
-        progress.refresh()
+    )  # fmt: skip
+    with progress_bar(*columns, total=total) as draw:
+        yield draw
 
-        def advance(weight: int, what: str) -> None:
-            progress.update(task, advance=weight, description=escape(what), refresh=True)
 
-        yield advance
+def _report(
+    run: Evaluation, model: str, against: str, faults: Sequence[str], output: Path, page: str | None
+) -> None:
+    """Gather all processes' records; show what they say, and write it."""
+    from lazyllm_ext.lab.evaluation import make_report, write_report
+
+    with as_input_error(ValueError):
+        run.records.gather()
+    skipped = [*faults, *run.skipped]
+    report = make_report(model, run.setting, run.contenders, against, run.finished(), skipped)
+    _show(report)
+    with as_input_error(ValueError, OSError):
+        written = write_report(report, output)
+        pages = [item for item in run.items if item.id == page]
+        written += [_page(run.subject, item, run.contenders, output) for item in pages]
+    print("Written: " + ", ".join(str(path) for path in (run.records.path, *written)))
 
 
 def _show(report: EvaluationReport) -> None:
     """The tables on standard output; in a file as wide as they are."""
+    from lazyllm_ext.lab.evaluation.report import HEADINGS, cells
+    from lazyllm_ext.lab.evaluation.summary import heading
+
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = _FILE_WIDTH
@@ -247,6 +308,8 @@ def _show(report: EvaluationReport) -> None:
 
 
 def _page(subject: Subject, item: Item, contenders: Sequence[Contender], output: Path) -> Path:
+    from lazyllm_ext.lab.evaluation import write_page
+
     name = re.sub(r"[^\w.-]+", "_", item.id)
     path = output / f"page-{name}.html"
     path.write_text(write_page(subject, item, contenders), encoding="utf-8")

@@ -4,83 +4,74 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lazyllm_ext.export import Description
-from lazyllm_ext.export.writing import aoti, torchscript
-
+from . import options
 from .errors import CommandError, as_input_error
 from .loading import find_folder, load, pick_device
 
+if TYPE_CHECKING:
+    from lazyllm_ext.export import Description
 
-@dataclass(frozen=True)
-class Request:
-    """The command's options, as the user gave them."""
-
-    model: str
-    schedule: str
-    format: str
-    output: Path
-    dtype: str
-    device: str
-    max_tokens: int
-    json: bool
+Output = Annotated[Path, typer.Option("--output", "-o", help="File to write.")]
+Format = Annotated[
+    Literal["torchscript", "aoti"],
+    typer.Option(help="torchscript, or aoti: the decoding step compiled too."),
+]
+MaxTokens = Annotated[
+    int, typer.Option(min=1, help="Of --format aoti: longest context of the compiled step.")
+]
 
 
-def export(request: Request) -> int:
-    """Run the command; returns the exit status.
+def export(
+    model: options.Folder,
+    output: Output,
+    schedule: options.Schedule = "balanced",
+    format: Format = "torchscript",
+    dtype: options.Dtype = "auto",
+    device: options.Device = "cpu",
+    max_tokens: MaxTokens = 4096,
+    as_json: options.Json = False,
+) -> int:
+    """Write a model with its schedule as a file that runs without Python."""
+    from lazyllm_ext.export.writing import aoti, torchscript
 
-    Raises:
-        CommandError: for what cannot be exported, before anything is written.
-    """
-    if not request.output.parent.is_dir():
-        raise CommandError(f"--output: no such folder: {request.output.parent}")
-    if request.output.is_dir():
-        raise CommandError(f"--output: expected a file, got a folder: {request.output}")
-    device = pick_device(request.device)
-    folder = find_folder(request.model, quiet=request.json)
+    if not output.parent.is_dir():
+        raise CommandError(f"--output: no such folder: {output.parent}")
+    if output.is_dir():
+        raise CommandError(f"--output: expected a file, got a folder: {output}")
+    device = pick_device(device)
+    folder = find_folder(model, quiet=as_json)
     started = time.perf_counter()
-    with _progress() as say:
+    with Console(stderr=True).status("") as status:
+
+        def say(stage: str) -> None:
+            status.update(escape(stage))
+
         say("loading the model")
-        tokenizer, model = load(folder, request.dtype, device)
+        tokenizer, loaded = load(folder, dtype, device)
+        write = partial(aoti, max_tokens=max_tokens) if format == "aoti" else torchscript
         with as_input_error(ValueError, TypeError):
-            arguments = (model, request.schedule, request.output)
-            if request.format == "aoti":
-                limit = request.max_tokens
-                description = aoti(*arguments, tokenizer=tokenizer, max_tokens=limit, say=say)
-            else:
-                description = torchscript(*arguments, tokenizer=tokenizer, say=say)
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+            description = write(loaded, schedule, output, tokenizer=tokenizer, say=say)
     figures = {
-        "file": str(request.output),
-        "bytes": request.output.stat().st_size,
-        "weight_bytes": weights,
+        "file": str(output),
+        "bytes": output.stat().st_size,
+        "weight_bytes": sum(p.numel() * p.element_size() for p in loaded.parameters()),
         "seconds": round(time.perf_counter() - started, 2),
     }
-    if request.json:
+    if as_json:
         print(json.dumps({**asdict(description), **figures}))
     else:
-        _show(description, request.schedule, figures)
+        _show(description, schedule, figures)
     return 0
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
-    """A line that says what is being done, on a terminal."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda stage: None
-        return
-    with console.status("") as status:
-        yield lambda stage: status.update(escape(stage))
 
 
 def _show(description: Description, schedule: str, figures: dict[str, Any]) -> None:

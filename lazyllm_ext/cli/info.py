@@ -7,31 +7,26 @@ import platform
 from importlib.metadata import version
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
 import lazyllm_ext
 from lazyllm_ext.schedule import PruningSchedule, shipped_schedules
 
+from . import options
 from .errors import as_input_error
 
 _DISPATCH_KEYS = ("CPU", "CUDA", "Meta")
 
 
-def operators() -> list[str]:
-    """Names of the operators in torch.ops.lazyllm."""
-    names = torch._C._dispatch_get_all_op_names()
-    return sorted(name.removeprefix("lazyllm::") for name in names if name.startswith("lazyllm::"))
-
-
-def has_cuda_kernels() -> bool:
-    """Whether the operators were built with CUDA."""
-    return all(_has_kernel(name, "CUDA") for name in operators())
-
-
-def _has_kernel(operator: str, key: str) -> bool:
-    return torch._C._dispatch_has_kernel_for_dispatch_key(f"lazyllm::{operator}", key)
+def info(as_json: options.Json = False) -> int:
+    """Show versions, the instruction set in use, CUDA architectures, kernels and schedules."""
+    data = collect()
+    if as_json:
+        print(json.dumps(data))
+    else:
+        show(data)
+    return 0
 
 
 def collect() -> dict[str, Any]:
@@ -40,7 +35,11 @@ def collect() -> dict[str, Any]:
     Raises:
         CommandError: LAZYLLM_CPU_CAPABILITY names an instruction set that is not there.
     """
+    import torch
+
     import lazyllm_ext._C as built
+
+    from .kernels import has_kernel, operators
 
     with as_input_error(RuntimeError):
         capability = built.cpu_capability()
@@ -57,17 +56,14 @@ def collect() -> dict[str, Any]:
         "cuda_architectures": built.cuda_architectures(),
         "gpus": [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())],
         "kernels": {
-            name: [key for key in _DISPATCH_KEYS if _has_kernel(name, key)] for name in operators()
+            name: [key for key in _DISPATCH_KEYS if has_kernel(name, key)] for name in operators()
         },
         "schedules": {name: PruningSchedule.load(name).to_dict() for name in shipped_schedules()},
     }
 
 
-def show(data: dict[str, Any], as_json: bool) -> None:
-    """Print what `collect` found."""
-    if as_json:
-        print(json.dumps(data))
-        return
+def show(data: dict[str, Any]) -> None:
+    """Print what `collect` found, as tables."""
     console = Console(highlight=False)
     facts = Table(show_header=False)
     for name, value in data["versions"].items():

@@ -56,14 +56,21 @@ def load(folder: Path, dtype: str, device: str) -> tuple[Any, Any]:
     """
     import transformers
 
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    quiet_transformers()
     with as_input_error(Exception):  # each file's library has its own errors for damaged ones
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         model: Any = transformers.AutoModelForCausalLM.from_pretrained(
             folder, local_files_only=True, dtype=dtype
         )
     return tokenizer, model.to(device).eval()
+
+
+def quiet_transformers() -> None:
+    """Errors only, and no bars of transformers."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
 
 
 def pick_device(name: str) -> str:
@@ -74,7 +81,7 @@ def pick_device(name: str) -> str:
     """
     import torch
 
-    from .info import has_cuda_kernels
+    from .kernels import has_cuda_kernels
 
     if name == "auto":
         return "cuda" if torch.cuda.is_available() and has_cuda_kernels() else "cpu"

@@ -2,103 +2,110 @@
 
 from __future__ import annotations
 
-import math
 import socket
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.console import Console
 
-import lazyllm_ext
 from lazyllm_ext.schedule import PruningSchedule
-from lazyllm_ext.serve import Engine, require_server
 
+from . import options
 from .errors import CommandError, as_input_error
 from .loading import find_folder, load, pick_device
 
+if TYPE_CHECKING:
+    from lazyllm_ext.serve import Engine
+    from lazyllm_ext.serve.app import Settings
+
 _GRACE_SECONDS = 5  # that clients have to read their responses when the server shall stop
-_LOCAL = ("127.0.0.1", "::1", "localhost")
+_LOCAL = ("127.0.0.1", "::1")
+
+Host = Annotated[str, typer.Option(help="Address to listen on.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: a free one.")]
+CacheMemory = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        max=2**20,  # GiB times 2**30 stays finite
+        callback=options.finite,
+        help="GiB for the caches of conversations; 0: keep none.",
+    ),
+]
+MaxTokens = Annotated[
+    int, typer.Option(min=1, help="Longest answer in a chat whose request names no max_tokens.")
+]
+MaxQueue = Annotated[
+    int, typer.Option(min=0, help="Requests that may wait for the one that is answered.")
+]
+ModelName = Annotated[
+    str | None, typer.Option(help="Name in requests; by default that of the folder.")
+]
+ApiKey = Annotated[
+    str | None, typer.Option(help="What clients have to send.", envvar="LAZYLLM_API_KEY")
+]
 
 
-@dataclass(frozen=True)
-class Request:
-    """The command's options, as the user gave them; `cache_memory` in GiB."""
+def serve(
+    model: options.Folder,
+    schedule: options.Schedule = "balanced",
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    cache_memory: CacheMemory = 1.0,
+    max_tokens: MaxTokens = 1024,
+    max_queue: MaxQueue = 16,
+    model_name: ModelName = None,
+    api_key: ApiKey = None,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+) -> int:
+    """Answer OpenAI's clients over HTTP: chats and completions, streamed or whole."""
+    from lazyllm_ext import apply
+    from lazyllm_ext.serve import Engine, require_server
 
-    model: str
-    schedule: str
-    host: str
-    port: int
-    cache_memory: float
-    max_tokens: int
-    max_queue: int
-    model_name: str | None
-    api_key: str | None
-    dtype: str
-    device: str
-
-
-def serve(request: Request) -> int:
-    """Run the command until it is interrupted; returns the exit status.
-
-    Raises:
-        CommandError: before the server listens, for what does not fit.
-    """
-    _check(request)
     with as_input_error(ValueError):
         require_server()
-        schedule = PruningSchedule.load(request.schedule)
-    device = pick_device(request.device)
-    folder = find_folder(request.model, quiet=False)
-    with listen(request.host, request.port) as listener:  # before minutes of loading
-        tokenizer, model = load(folder, request.dtype, device)
+        pruning = PruningSchedule.load(schedule)
+    from lazyllm_ext.serve.app import Settings  # imports what is required
+
+    device = pick_device(device)
+    folder = find_folder(model, quiet=False)
+    with listen(host, port) as listener:  # before minutes of loading
+        tokenizer, loaded = load(folder, dtype, device)
         with as_input_error(ValueError, TypeError):
-            lazy = lazyllm_ext.apply(model, schedule)
-        engine = Engine(
-            lazy,
-            tokenizer,
-            max_tokens=request.max_tokens,
-            cache_bytes=int(request.cache_memory * 2**30),
-        )
-        return _run(request, engine, request.model_name or folder.name, listener)
+            lazy = apply(loaded, pruning)
+        cache_bytes = int(cache_memory * 2**30)
+        engine = Engine(lazy, tokenizer, max_tokens=max_tokens, cache_bytes=cache_bytes)
+        settings = Settings(model_name or folder.name, max_queue, api_key or None, _log)
+        name = lazy.schedule.name or schedule
+        _run(engine, settings, listener, f"schedule {name}, caches of up to {cache_memory:g} GiB")
+    return 0
 
 
-def _check(request: Request) -> None:
-    if not 0 <= request.port < 2**16:
-        raise CommandError(f"--port: expected 0 to 65535, got {request.port}")
-    if not 0 <= request.cache_memory * 2**30 < math.inf:
-        raise CommandError(f"--cache-memory: expected 0 or more, got {request.cache_memory}")
-    if request.max_tokens < 1:
-        raise CommandError(f"--max-tokens: expected at least 1, got {request.max_tokens}")
-    if request.max_queue < 0:
-        raise CommandError(f"--max-queue: expected 0 or more, got {request.max_queue}")
+def _run(engine: Engine, settings: Settings, listener: socket.socket, about: str) -> None:
+    """Answer until the server is interrupted, which is how it is meant to end."""
+    from lazyllm_ext.serve.app import make_app
 
-
-def _run(request: Request, engine: Engine, name: str, listener: socket.socket) -> int:
-    from lazyllm_ext.serve.app import Settings, make_app
-
-    console = Console(stderr=True, highlight=False)
-
-    def log(line: str) -> None:
-        console.print(f"{datetime.now():%H:%M:%S}  {line}", markup=False, soft_wrap=True)
-
-    settings = Settings(name, request.max_queue, request.api_key or None, log)
     server = make_server(make_app(engine, settings))
     host, port = listener.getsockname()[:2]
-    address = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
-    console.print(
-        f"{address}  model {name}, schedule {engine.lazy.schedule.name or request.schedule}, "
-        f"caches of up to {request.cache_memory:g} GiB; Ctrl-C ends it",
-        markup=False,
-        soft_wrap=True,
-    )
-    if request.host not in _LOCAL and not request.api_key:
-        console.print("Whoever reaches this address may use it: no --api-key.", style="yellow")
-    with suppress(KeyboardInterrupt):  # how it is meant to end
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
+    _say(f"{url}  model {settings.name}, {about}; Ctrl-C ends it")
+    if host not in _LOCAL and not settings.api_key:
+        _say("Whoever reaches this address may use it: no --api-key.", style="yellow")
+    with suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
-    console.print("stopped")
-    return 0
+    _say("stopped")
+
+
+def _log(line: str) -> None:
+    _say(f"{datetime.now():%H:%M:%S}  {line}")
+
+
+def _say(line: str, style: str | None = None) -> None:
+    """A line on standard error, as it is."""
+    Console(stderr=True, highlight=False).print(line, style=style, markup=False, soft_wrap=True)
 
 
 def make_server(app: Any) -> Any:

@@ -2,50 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from rich.console import Console
+import typer
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from lazyllm_ext.lab.evaluation import Item, Subject
-from lazyllm_ext.lab.evaluation.tasks import files_of
-from lazyllm_ext.lab.tools.figures import require_matplotlib
-from lazyllm_ext.lab.tune import (
-    Outcome,
-    Tuning,
-    Wish,
-    read_prompts,
-    tune,
-    write_report,
-    write_schedule,
-)
-from lazyllm_ext.lab.tune.prompts import halves
-from lazyllm_ext.lab.tune.report import sentences
-from lazyllm_ext.lab.tune.tuner import Progress as Report
-from lazyllm_ext.lab.tune.tuner import fitting_prompts
-
-from .errors import CommandError, as_input_error
+from . import options
+from .errors import CommandError, as_input_error, say_skipped
 from .loading import find_folder, load, pick_device
-from .show import say_skipped
+
+if TYPE_CHECKING:
+    from lazyllm_ext.lab.evaluation import Item, Subject
+    from lazyllm_ext.lab.tune import Outcome, Tuning, Wish
 
 
-@dataclass(frozen=True)
-class Request:
-    """The command's options, as the user gave them."""
-
-    model: str
-    prompts: Path
-    wish: Wish
-    output: Path
-    report: Path | None
-    limit: int | None
-    chat: bool
-    dtype: str
-    device: str
+Prompts = Annotated[
+    Path,
+    typer.Option(
+        help="JSON lines with `prompt` and maybe `chat`, or a folder of such files; 10 to 50 "
+        "prompts are enough."
+    ),
+]
+Bound = Annotated[
+    float, typer.Option(min=0, help="Largest mean KL to the dense model's first tokens, in nats.")
+]
+Agreement = Annotated[
+    float | None,
+    typer.Option(min=0, max=1, help="Smallest part of tokens that are the dense model's, 0-1."),
+]
+Output = Annotated[
+    Path,
+    typer.Option(
+        help="Where the schedule is written; a name that does not end in .json is a folder, "
+        "which gets one for each file of prompts."
+    ),
+]
+ReportFolder = Annotated[
+    Path | None, typer.Option(help="Folder for report.md, report.json and plots.")
+]
+Limit = Annotated[int | None, typer.Option(min=2, help="Only the first so many prompts.")]
+NewTokens = Annotated[
+    int, typer.Option(min=1, help="Tokens of each dense continuation that are compared.")
+]
+Boundaries = Annotated[int, typer.Option(min=1, max=3, help="Most boundaries, 1 to 3.")]
+Runs = Annotated[int, typer.Option(min=1, help="Most schedules that are run.")]
 
 
 @dataclass(frozen=True)
@@ -66,71 +70,103 @@ class Aim:
     report: Path | None
 
 
-def run(request: Request) -> int:
-    """Run the command; returns the exit status.
+def tune(
+    model: options.Folder,
+    prompts: Prompts,
+    bound: Bound = 0.05,
+    agreement: Agreement = None,
+    output: Output = Path("schedule.json"),
+    report: ReportFolder = None,
+    limit: Limit = None,
+    new_tokens: NewTokens = 16,
+    boundaries: Boundaries = 2,
+    runs: Runs = 40,
+    chat: options.Chat = True,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+) -> int:
+    """Find the cheapest schedule that stays near the dense model on your own prompts."""
+    from lazyllm_ext.lab.evaluation import Subject
+    from lazyllm_ext.lab.tools.figures import require_matplotlib
+    from lazyllm_ext.lab.tune import Wish
 
-    Raises:
-        CommandError: before anything is computed, for what does not fit.
-    """
-    if request.output.parent != Path() and not request.output.parent.is_dir():
-        raise CommandError(f"--output: no such folder: {request.output.parent}")
+    if output.parent != Path() and not output.parent.is_dir():
+        raise CommandError(f"--output: no such folder: {output.parent}")
     with as_input_error(ValueError):
-        if request.report is not None:
+        wish = Wish(bound, agreement, new_tokens, boundaries, runs)
+        if report is not None:
             require_matplotlib()
-        aims = _aims(request)
+        aims = _aims(prompts, output, report, limit)
     for aim in aims:
         say_skipped(aim.faults, "prompts")
-    device = pick_device(request.device)
-    folder = find_folder(request.model, quiet=False)
-    tokenizer, model = load(folder, request.dtype, device)
+    device = pick_device(device)
+    folder = find_folder(model, quiet=False)
+    tokenizer, loaded = load(folder, dtype, device)
     with as_input_error(ValueError, TypeError):
-        subject = Subject(model, tokenizer, chat=request.chat)
-        for aim in aims:
-            with _naming(aim.kind):
-                fitting, skipped = fitting_prompts(subject, aim.items, request.wish.new_tokens)
-                say_skipped(skipped, "prompts")
-                halves(fitting)
+        subject = Subject(loaded, tokenizer, chat=chat)
+        _check(aims, subject, new_tokens)
         if aims[0].kind:
-            _make(request.output)
-    title = f"{folder.name}, {str(model.dtype).removeprefix('torch.')}, {model.device.type}"
+            _make(output)
+    about = f"{folder.name}, {str(loaded.dtype).removeprefix('torch.')}, {loaded.device.type}"
     for aim in aims:
-        with as_input_error(ValueError, TypeError), _bar(aim.kind) as progress:
-            name = "-".join(filter(None, ("tuned", folder.name, aim.kind)))
-            tuning = tune(subject, aim.items, request.wish, name, progress)
-        if aim.kind:
-            print(f"{aim.kind}:")
-        _show(tuning)
-        with as_input_error(ValueError):
-            write_schedule(tuning, aim.output)
-            written = [aim.output]
-            if aim.report is not None:
-                about = ", ".join(filter(None, (title, aim.kind)))
-                written += write_report(tuning, about, aim.report)
-        print("Written: " + ", ".join(map(str, written)), flush=True)
+        _reach(aim, subject, wish, folder.name, about)
     return 0
 
 
-def _aims(request: Request) -> list[Aim]:
+def _check(aims: Sequence[Aim], subject: Subject, new_tokens: int) -> None:
+    """Refuse too few prompts of a kind before any of the others is tuned."""
+    from lazyllm_ext.lab.tune.prompts import halves
+    from lazyllm_ext.lab.tune.tuner import fitting_prompts
+
+    for aim in aims:
+        with _naming(aim.kind):
+            fitting, skipped = fitting_prompts(subject, aim.items, new_tokens)
+            say_skipped(skipped, "prompts")
+            halves(fitting)
+
+
+def _reach(aim: Aim, subject: Subject, wish: Wish, model: str, about: str) -> None:
+    """Find the schedule; show and write it."""
+    from lazyllm_ext.lab import tune as lab
+
+    with as_input_error(ValueError, TypeError), _search_bar(aim.kind) as progress:
+        name = "-".join(filter(None, ("tuned", model, aim.kind)))
+        tuning = lab.tune(subject, aim.items, wish, name, progress)
+    if aim.kind:
+        print(f"{aim.kind}:")
+    _show(tuning)
+    with as_input_error(ValueError):
+        lab.write_schedule(tuning, aim.output)
+        written = [aim.output]
+        if aim.report is not None:
+            title = ", ".join(filter(None, (about, aim.kind)))
+            written += lab.write_report(tuning, title, aim.report)
+    print("Written: " + ", ".join(map(str, written)), flush=True)
+
+
+def _aims(prompts: Path, output: Path, report: Path | None, limit: int | None) -> list[Aim]:
     """One for all prompts if the output ends in .json, else one for each file of them.
 
     Raises:
         ValueError: a file that cannot be read, without a good line, or that would be written over;
             a folder that cannot be made.
     """
-    output, report = request.output, request.report
+    from lazyllm_ext.lab.evaluation.tasks import files_of
+    from lazyllm_ext.lab.tune import read_prompts
+
     if output.suffix == ".json" and not output.is_dir():
-        prompts = read_prompts(request.prompts)
-        _not_over(request.prompts, output)
-        return [Aim("", prompts.items[: request.limit], prompts.faults, output, report)]
+        read = read_prompts(prompts)
+        _not_over(prompts, output)
+        return [Aim("", read.items[:limit], read.faults, output, report)]
     aims = []
-    for file in files_of([request.prompts], "prompts"):
+    for file in files_of([prompts], "prompts"):
         kind = file.stem
         with _naming(kind):
-            prompts = read_prompts(file)
+            read = read_prompts(file)
         target = output / f"{kind}.json"
         _not_over(file, target)
         place = None if report is None else report / kind
-        aims.append(Aim(kind, prompts.items[: request.limit], prompts.faults, target, place))
+        aims.append(Aim(kind, read.items[:limit], read.faults, target, place))
     if output.exists() and not output.is_dir():
         raise ValueError(f"--output: cannot make the folder {output}: there is a file")
     return aims
@@ -158,31 +194,30 @@ def _naming(kind: str) -> Iterator[None]:
 
 
 @contextmanager
-def _bar(kind: str) -> Iterator[Report]:
+def _search_bar(kind: str) -> Iterator[Callable[[str, int, int], None]]:
     """A bar on a terminal; the time is an upper bound, as a search may end early."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda what, done, total: None
-        return
-    with Progress(
-        BarColumn(),
-        TextColumn("at most"),
-        TimeRemainingColumn(),
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+
+    from lazyllm_ext.progress_bar import progress_bar
+
+    columns = (
+        BarColumn(), TextColumn("at most"), TimeRemainingColumn(),
         TextColumn("remaining {task.description}"),
-        console=console,
-        transient=True,
-    ) as progress:
-        task = progress.add_task(escape(kind), total=None)
+    )  # fmt: skip
+    with progress_bar(*columns, total=None) as draw:
+        draw(description=escape(kind))
 
         def report(what: str, done: int, total: int) -> None:
             said = escape(f"{kind} {what}".strip()) if what else None  # None leaves it as it is
-            progress.update(task, completed=done, total=total, description=said, refresh=True)
+            draw(completed=done, total=total, description=said)
 
         yield report
 
 
 def _show(tuning: Tuning) -> None:
     """Both halves, and what is to be said about them."""
+    from lazyllm_ext.lab.tune.report import sentences
+
     for sentence in sentences(tuning):
         print(sentence)
     if tuning.tuned is not None and tuning.checked is not None:

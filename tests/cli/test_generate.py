@@ -12,7 +12,7 @@ import pytest
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lazyllm_ext.cli.generate import Stream
+from lazyllm_ext.cli.generation import TimedStreamer
 from lazyllm_ext.hf import SUPPORTED
 
 from .conftest import CONTEXT, Ran
@@ -195,20 +195,23 @@ def refused(ran: Ran, message: str) -> None:
     assert message in ran.stderr
 
 
+# What follows "Invalid value for" is typer's, and not the same in all of its releases.
 BAD_OPTIONS: dict[str, tuple[list[Any], str]] = {
     "unknown option": (["--modell", "x"], "No such option: --modell"),
     "no number": (["--max-new-tokens", "many"], "'--max-new-tokens'"),
-    "no new tokens": (["--max-new-tokens", 0], "--max-new-tokens: expected at least 1, got 0"),
-    "dtype": (["--dtype", "int8"], "--dtype: expected one of auto, float32, bfloat16, float16"),
+    "no new tokens": (["--max-new-tokens", 0], "Invalid value for '--max-new-tokens': "),
+    "dtype": (["--dtype", "int8"], "Invalid value for '--dtype': "),
     "device": (["--device", "tpu"], "--device: expected cpu, cuda or cuda:N, got 'tpu'"),
     "other device": (["--device", "meta"], "--device: expected cpu, cuda or cuda:N, got 'meta'"),
-    "negative temperature": (["--temperature", -1], "--temperature: expected 0 or more, got -1"),
-    "temperature NaN": (["--temperature", "nan"], "--temperature: expected 0 or more, got nan"),
-    "seed without sampling": (["--seed", 1], "--seed: expected --temperature above 0 with it"),
-    "seed too large": (
-        ["--seed", 2**63, "--temperature", 1],
-        "--seed: expected a number from 0 to",
+    "negative temperature": (["--temperature", -1], "Invalid value for '--temperature': "),
+    "temperature NaN": (["--temperature", "nan"], "--temperature"),
+    "infinite temperature": (
+        ["--temperature", "inf"],
+        "--temperature: expected 0 or more, got inf",
     ),
+    "seed without sampling": (["--seed", 1], "--seed: expected --temperature above 0 with it"),
+    "seed too large": (["--seed", 2**63, "--temperature", 1], "Invalid value for '--seed': "),
+    "negative seed": (["--seed", -1, "--temperature", 1], "Invalid value for '--seed': "),
     "empty prompt": (["--prompt", ""], "--prompt: expected a prompt, got an empty one"),
     "blank prompt": (["--prompt", " \n\t"], "--prompt: expected a prompt, got an empty one"),
     "blank question": (["--question", " "], "--question: expected a question, got an empty one"),
@@ -298,14 +301,14 @@ def test_folders_that_are_no_model(run: Run, folder: Path, tmp_path: Path):
 
 @pytest.mark.parametrize("quiet", [[], ["--json"]])
 def test_interrupt(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch, quiet: list[str]):
-    put = Stream.put
+    put = TimedStreamer.put
 
-    def put_and_interrupt(stream: Stream, value: Tensor) -> None:
+    def put_and_interrupt(stream: TimedStreamer, value: Tensor) -> None:
         put(stream, value)
         if len(stream.times) == 3:
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(Stream, "put", put_and_interrupt)
+    monkeypatch.setattr(TimedStreamer, "put", put_and_interrupt)
     # A shell starts background jobs with interrupts ignored: the test must not depend on it.
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:

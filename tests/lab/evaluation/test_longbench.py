@@ -227,7 +227,7 @@ def test_command(run: Run, folder: Path, longbench: Path, tmp_path: Path):
         (["--longbench", "x", "--tasks", "y"], "--tasks, --longbench: expected one of them, got b"),
         (["--tasks", "y", "--datasets", "trec"], "--datasets: expected --longbench with it, got "),
         (["--tasks", "y", "--max-length", "9"], "--max-length: expected --longbench with it, got "),
-        (["--longbench", "x", "--max-length", "1"], "--max-length: expected at least 2, got 1"),
+        (["--longbench", "x", "--max-length", "1"], "Invalid value for '--max-length': "),
         (["--longbench", "nowhere"], "longbench: no such folder: 'nowhere'"),
     ],
 )  # fmt: skip

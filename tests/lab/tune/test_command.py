@@ -120,11 +120,12 @@ def test_chat_template(run: Run, chat_folder: Path, prompts: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--bound", "-1"], "bound: expected a KL of at least 0 nats, got -1.0"),
-        (["--agreement", "2"], "agreement: expected a part from 0 to 1, got 2.0"),
-        (["--limit", "1"], "--limit: expected at least 2, got 1"),
-        (["--boundaries", "4"], "most_boundaries: expected 1 to 3, got 4"),
-        (["--dtype", "int8"], "--dtype: expected one of auto, float32, bfloat16, float16"),
+        (["--bound", "-1"], "Invalid value for '--bound': "),
+        (["--bound", "inf"], "bound: expected a KL of at least 0 nats, got inf"),
+        (["--agreement", "2"], "Invalid value for '--agreement': "),
+        (["--limit", "1"], "Invalid value for '--limit': "),
+        (["--boundaries", "4"], "Invalid value for '--boundaries': "),
+        (["--dtype", "int8"], "Invalid value for '--dtype': "),
         (["--prompts", "nowhere.jsonl"], "prompts: no such file or folder: 'nowhere.jsonl'"),
         (["--output", "no/where.json"], "--output: no such folder: no"),
         (["--output", "/dev/null"], "--output: cannot make the folder /dev/null: there is a file"),

@@ -1,0 +1,138 @@
+"""One prompt on one loaded model: its answer as it comes, and when each token came."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.generation.streamers import TextStreamer
+
+from lazyllm_ext.hf.models.versions import CACHE_NAME
+
+_WARM_UP_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class TimedAnswer:
+    """What one generation gave, and when its tokens came.
+
+    Attributes:
+        tokens: the new tokens.
+        text: the same as text, without special tokens.
+        ttft: seconds from the call of `generate` to its first token.
+        tokens_per_second: of the tokens after the first; None for a single token.
+        kv_bytes: of the cache, if it is transformers' own.
+    """
+
+    tokens: list[int]
+    text: str
+    ttft: float
+    tokens_per_second: float | None
+    kv_bytes: int | None
+
+
+class TimedStreamer(TextStreamer):
+    """Hands text on as it is finished, and notes when each token came.
+
+    Args:
+        tokenizer: the model's.
+        write: is given the text.
+        before_first: is called once before that, when the first token is there.
+    """
+
+    def __init__(
+        self, tokenizer: Any, write: Callable[[str], None], before_first: Callable[[], None]
+    ):
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.write, self.before_first = write, before_first
+        self.started = time.perf_counter()
+        self.times: list[float] = []
+
+    def put(self, value: Tensor) -> None:
+        if not self.next_tokens_are_prompt:
+            self.times.append(time.perf_counter() - self.started)
+            if len(self.times) == 1:
+                self.before_first()
+        super().put(value)  # type: ignore[no-untyped-call]
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        self.write(text)
+
+
+class Generation:
+    """Answers one prompt, as often as it is asked to.
+
+    Args:
+        model: a causal language model of transformers.
+        tokenizer: the model's.
+        ids: the prompt, [1, n] int64, on the model's device.
+        write: is given the answer's text as it comes.
+        max_new_tokens: the most an answer has.
+        temperature: 0 for greedy search.
+        seed: makes sampling repeatable; None for another answer each time.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        ids: Tensor,
+        write: Callable[[str], None],
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        seed: int | None = None,
+    ):
+        self.model, self.tokenizer, self.ids = model, tokenizer, ids
+        self.write, self.max_new_tokens, self.seed = write, max_new_tokens, seed
+        self.sampling: dict[str, Any] = {"do_sample": temperature > 0}
+        if temperature > 0:
+            self.sampling["temperature"] = temperature
+        self._streamer: TimedStreamer | None = None
+
+    @property
+    def tokens_so_far(self) -> int:
+        """New tokens of the answer that is coming."""
+        return len(self._streamer.times) if self._streamer else 0
+
+    def answer(self, before_first: Callable[[], None] = lambda: None, **more: Any) -> TimedAnswer:
+        """One generation, streamed.
+
+        Args:
+            before_first: is called when the first token is there, and not written yet.
+            more: arguments of the model's `generate`.
+        """
+        streamer = self._streamer = TimedStreamer(self.tokenizer, self.write, before_first)
+        result = self._generate(self.ids, self.max_new_tokens, streamer=streamer, **more)
+        tokens = result.sequences[0, self.ids.size(1) :].tolist()
+        times, layers = streamer.times, result[CACHE_NAME].layers
+        return TimedAnswer(
+            tokens=tokens,
+            text=self.tokenizer.decode(tokens, skip_special_tokens=True),
+            ttft=times[0],
+            tokens_per_second=(
+                (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else None
+            ),
+            kv_bytes=sum(layer.keys.nbytes + layer.values.nbytes for layer in layers) or None,
+        )
+
+    def warm_up(self) -> None:
+        """The first calls in a process pay for what later ones find ready."""
+        self._generate(self.ids[:, :_WARM_UP_TOKENS], 2)
+
+    def _generate(self, ids: Tensor, max_new_tokens: int, **more: Any) -> Any:
+        if self.seed is not None:
+            torch.manual_seed(self.seed)
+        pad = self.tokenizer.pad_token_id
+        return self.model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=max_new_tokens,
+            pad_token_id=self.tokenizer.eos_token_id if pad is None else pad,
+            return_dict_in_generate=True,
+            **self.sampling,
+            **more,
+        )
