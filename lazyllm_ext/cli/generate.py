@@ -108,7 +108,8 @@ def _answers(
         with lazy:
             if compare:
                 generation.warm_up()
-            with _prefill_bar(lazy.decoder.num_layers, not quiet) as bar:
+            layers, tokens = lazy.decoder.num_layers, generation.ids.size(1)
+            with _prefill_bar(layers, tokens, shown=not quiet) as bar:
                 lazily = generation.answer(**bar)
             computed = lazy.report()
         if compare:
@@ -124,7 +125,7 @@ def _answers(
 
 
 @contextmanager
-def _prefill_bar(layers: int, shown: bool) -> Iterator[dict[str, Any]]:
+def _prefill_bar(layers: int, tokens: int, shown: bool) -> Iterator[dict[str, Any]]:
     """A bar over the layers of the prefill; yields what `answer` takes to move it and end it."""
     from rich.progress import BarColumn, TextColumn
 
@@ -137,10 +138,13 @@ def _prefill_bar(layers: int, shown: bool) -> Iterator[dict[str, Any]]:
     with ExitStack() as stack:
         draw = stack.enter_context(progress_bar(*columns, total=layers))
 
-        def watch(progress: Progress) -> None:
-            done, tokens = progress.layers_done, progress.tokens_in_layer
+        def show(done: int, tokens: int) -> None:
             draw(completed=done, description=f"layer {done} of {layers}, {tokens:,} tokens")
 
+        def watch(progress: Progress) -> None:
+            show(progress.layers_done, progress.tokens_in_layer)
+
+        show(0, tokens)
         yield {"lazy_progress": watch, "before_first": stack.close}
 
 
