@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor
 from transformers.generation.streamers import TextStreamer
 
 from lazyllm_ext.hf.models.versions import CACHE_NAME
+from lazyllm_ext.lab.tools.clock import TokenClock
 
 _WARM_UP_TOKENS = 64
 
@@ -49,14 +49,12 @@ class TimedStreamer(TextStreamer):
     ):
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self.write, self.before_first = write, before_first
-        self.started = time.perf_counter()
-        self.times: list[float] = []
+        self.clock = TokenClock()
 
     def put(self, value: Tensor) -> None:
-        if not self.next_tokens_are_prompt:
-            self.times.append(time.perf_counter() - self.started)
-            if len(self.times) == 1:
-                self.before_first()
+        self.clock.put(value)
+        if len(self.clock.times) == 1:
+            self.before_first()
         super().put(value)  # type: ignore[no-untyped-call]
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
@@ -96,7 +94,7 @@ class Generation:
     @property
     def tokens_so_far(self) -> int:
         """New tokens of the answer that is coming."""
-        return len(self._streamer.times) if self._streamer else 0
+        return len(self._streamer.clock.times) if self._streamer else 0
 
     def answer(self, before_first: Callable[[], None] = lambda: None, **more: Any) -> TimedAnswer:
         """One generation, streamed.
@@ -108,14 +106,12 @@ class Generation:
         streamer = self._streamer = TimedStreamer(self.tokenizer, self.write, before_first)
         result = self._generate(self.ids, self.max_new_tokens, streamer=streamer, **more)
         tokens = result.sequences[0, self.ids.size(1) :].tolist()
-        times, layers = streamer.times, result[CACHE_NAME].layers
+        clock, layers = streamer.clock, result[CACHE_NAME].layers
         return TimedAnswer(
             tokens=tokens,
             text=self.tokenizer.decode(tokens, skip_special_tokens=True),
-            ttft=times[0],
-            tokens_per_second=(
-                (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else None
-            ),
+            ttft=clock.ttft,
+            tokens_per_second=1 / clock.per_token if len(tokens) > 1 else None,
             kv_bytes=sum(layer.keys.nbytes + layer.values.nbytes for layer in layers) or None,
         )
 

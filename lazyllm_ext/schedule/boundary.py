@@ -7,7 +7,7 @@ from itertools import pairwise
 from numbers import Integral
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, Strict, WrapValidator
+from pydantic import BeforeValidator, Field, WrapValidator
 
 from lazyllm_ext.errors import NotSupportedError
 from lazyllm_ext.json_input import Expects, InputError, checked, read_object, shown, wrong
@@ -29,13 +29,13 @@ Positive = Annotated[int, BeforeValidator(_plain), Field(ge=1, le=_LARGEST)]
 def _ascending(heads: Any, check: Callable[[Any], tuple[int, ...]]) -> tuple[int, ...]:
     if not isinstance(heads, Sequence) or isinstance(heads, str) or not heads:
         raise ValueError(f"expected a list of head numbers, got {shown(heads)}")
-    numbers = check(heads)
+    numbers = check(tuple(heads))
     if len(set(numbers)) < len(numbers):
         raise ValueError(f"expected each number once, got {shown(list(heads))}")
     return tuple(sorted(numbers))
 
 
-Heads = Annotated[tuple[Natural, ...], Strict(False), WrapValidator(_ascending)]
+Heads = Annotated[tuple[Natural, ...], WrapValidator(_ascending)]
 
 
 @checked("boundary")

@@ -6,7 +6,7 @@ import json
 from dataclasses import field, fields, replace
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, PlainValidator, Strict
+from pydantic import Field, PlainValidator
 
 from lazyllm_ext.json_input import Expects, InputError, checked, decode, read_object
 
@@ -46,6 +46,17 @@ _ASKS_NOTHING: dict[str, tuple[Any, ...]] = {
     "top_logprobs": (0,),
 }
 _ROLES = ("system", "developer", "user", "assistant")
+
+
+def _stops(given: Any) -> tuple[str, ...]:
+    stops = [given] if isinstance(given, str) else given
+    if (
+        not isinstance(stops, list)
+        or len(stops) > _MOST_STOPS
+        or not all(isinstance(stop, str) and stop for stop in stops)
+    ):
+        raise expected("stop", f"a string, or up to {_MOST_STOPS} in a list, none empty", given)
+    return tuple(_text("stop", stop) for stop in stops)
 
 
 def _prompt(given: Any) -> str | list[int]:
@@ -122,7 +133,6 @@ def _unsupported(name: str) -> ApiError:
 
 
 Limit = Annotated[int | None, Field(ge=1, le=2**31), Expects("a whole number of at least 1")]
-Stop = Annotated[str, Field(min_length=1)]
 
 
 @checked(extra="ignore")
@@ -143,13 +153,7 @@ class Parameters:
         Field(ge=-(2**63), le=2**63 - 1),
         Expects(f"a whole number from {-(2**63)} to {2**63 - 1}"),
     ] = None
-    stop: Annotated[
-        tuple[Stop, ...],
-        Strict(False),
-        Field(max_length=_MOST_STOPS),
-        BeforeValidator(lambda given: [given] if isinstance(given, str) else given),
-        Expects(f"a string, or up to {_MOST_STOPS} in a list, none empty"),
-    ] = ()
+    stop: Annotated[tuple[str, ...], PlainValidator(_stops)] = ()
 
     def __post_init__(self) -> None:
         if self.stream_options is not None and not self.stream:

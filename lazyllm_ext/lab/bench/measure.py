@@ -17,7 +17,7 @@ from lazyllm_ext.lab.tools.timing import interleave, ratio, spread
 
 from .fit import growth
 from .memory import peak_bytes
-from .model import Generation, Model
+from .model import TimedGeneration, Model
 from .parts import profile_prefill
 from .request import BenchRequest
 from .verify import verify_dense
@@ -113,7 +113,7 @@ def _measure_length(
     return rows
 
 
-def _operations(model: Model, contender: str, tokens: int, run: Generation) -> dict[str, int]:
+def _operations(model: Model, contender: str, tokens: int, run: TimedGeneration) -> dict[str, int]:
     """Operations of the prefill, by kind."""
     ours = contender != "transformers"
     decoder = LazyDecoder.from_model(model.model, contender if ours else "dense")
@@ -121,7 +121,7 @@ def _operations(model: Model, contender: str, tokens: int, run: Generation) -> d
     return asdict(prefill_operations(decoder, tokens, run.kept or (), last_rows))
 
 
-def _times(name: str, runs: dict[str, list[Generation]]) -> dict[str, Any]:
+def _times(name: str, runs: dict[str, list[TimedGeneration]]) -> dict[str, Any]:
     """Medians and spreads, and the ratios to transformers and to `dense` in the same rounds."""
     row: dict[str, Any] = {}
     for field, key in (("ttft", "ttft_s"), ("per_token", "decode_s_per_token"),
@@ -134,7 +134,7 @@ def _times(name: str, runs: dict[str, list[Generation]]) -> dict[str, Any]:
     return row
 
 
-def _bytes(run: Generation) -> dict[str, Any]:
+def _bytes(run: TimedGeneration) -> dict[str, Any]:
     held = run.kv_bytes + run.aux_bytes
     return {
         "kv_bytes": run.kv_bytes,

@@ -51,7 +51,7 @@ _CONTEXT = 131072  # of the shapes; rotary embeddings do not care
 
 
 @dataclass(frozen=True)
-class Generation:
+class TimedGeneration:
     """One generation by one contender.
 
     Attributes:
@@ -143,7 +143,7 @@ class Model:
         ids: Tensor,
         new_tokens: int,
         around: Callable[[lazyllm_ext.Lazy | None], AbstractContextManager[Any]] = nullcontext,
-    ) -> Generation:
+    ) -> TimedGeneration:
         """One timed greedy generation of exactly `new_tokens` tokens for [n] ids.
 
         Args:
@@ -177,7 +177,7 @@ class Model:
                 }
                 kept = active_sets(lazy.decoder, cache.state)
         tokens = result.sequences[0, ids.numel() :].tolist()
-        return Generation(
+        return TimedGeneration(
             clock.ttft, clock.per_token, generation, **stored, tokens=tokens, kept=kept
         )
 

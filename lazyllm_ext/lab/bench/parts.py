@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lazyllm_ext import Lazy
 from lazyllm_ext.lab.tools.clock import Clock
 
-from .model import Generation, Model
+from .model import TimedGeneration, Model
 
 _LINEAR = "lazyllm_ext.lab.bench: projections and MLP"
 
@@ -28,7 +28,7 @@ PARTS = (*_RANGES, "rest")
 
 def profile_prefill(
     model: Model, contender: str, ids: Tensor
-) -> tuple[dict[str, float], Generation]:
+) -> tuple[dict[str, float], TimedGeneration]:
     """Seconds of every part of one prefill of [n] ids, up to its first token, and that run.
 
     `rest` is what the others leave of the whole: norms, activations between, rotary embedding,

@@ -9,9 +9,17 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, Strict
+from pydantic import AfterValidator, BeforeValidator, Field
 
-from lazyllm_ext.json_input import Expects, InputError, checked, decode, read_object, shown, wrong
+from lazyllm_ext.json_input import (
+    Expects,
+    InputError,
+    checked,
+    decode,
+    read_object,
+    shown,
+    wrong,
+)
 
 from .metrics import METRICS, WITH_CLASSES
 
@@ -21,8 +29,13 @@ def _or(empty: Any) -> BeforeValidator:
     return BeforeValidator(lambda given: empty if given is None else given)
 
 
+def _tuple(given: Any) -> Any:
+    """JSON's list, which a frozen item holds as a tuple."""
+    return tuple(given) if isinstance(given, list) else given
+
+
 Text = Annotated[str, Field(min_length=1), Expects("a text")]
-Texts = Annotated[tuple[str, ...], Strict(False), Expects("a list of texts")]
+Texts = Annotated[tuple[str, ...], BeforeValidator(_tuple), Expects("a list of texts")]
 # Of a text with a bound pydantic refuses halves of surrogate pairs, as every tokenizer does.
 OptionalText = Annotated[str, Field(min_length=0), _or(""), Expects("a text")]
 OptionalTexts = Annotated[Texts, _or(())]
