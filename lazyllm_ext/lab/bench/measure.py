@@ -17,7 +17,7 @@ from lazyllm_ext.lab.tools.timing import interleave, ratio, spread
 
 from .fit import growth
 from .memory import peak_bytes
-from .model import TimedGeneration, Model
+from .model import Model, TimedGeneration
 from .parts import profile_prefill
 from .request import BenchRequest
 from .verify import verify_dense

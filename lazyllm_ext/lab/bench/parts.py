@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lazyllm_ext import Lazy
 from lazyllm_ext.lab.tools.clock import Clock
 
-from .model import TimedGeneration, Model
+from .model import Model, TimedGeneration
 
 _LINEAR = "lazyllm_ext.lab.bench: projections and MLP"
 
