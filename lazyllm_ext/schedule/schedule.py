@@ -131,6 +131,7 @@ class PruningSchedule:
         ValueError: a field of the wrong type or out of range, boundaries out of order or growing.
     """
 
+    # By keyword only: so it comes first where fields are listed, and `boundaries` in a call.
     name: Annotated[str | None, Expects("a string")] = field(default=None, kw_only=True)
     boundaries: Annotated[tuple[Boundary, ...], PlainValidator(_boundaries)] = ()
     window: Annotated[Positive, Expects("a number of queries")] = 1
