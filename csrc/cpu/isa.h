@@ -4,6 +4,7 @@
 //   #define LAZYLLM_KERNEL "../attention/lazy_attention_kernel.inc"   // seen from this file
 //   #include "../cpu/isa.h"
 //   ... LAZYLLM_CALL_KERNEL(run(params)) ...
+//   ... LAZYLLM_CALL_TYPED_KERNEL(dtype, run<T>(params)) ...    // T: the element type of dtype
 //
 // The kernel file, and simd.h before it, is included in the namespaces lazyllm::scalar, lazyllm::avx2,
 // lazyllm::avx512 and lazyllm::avx512_bf16 (x86-64 only; the last has all of avx512, and products of
@@ -155,23 +156,18 @@ namespace amx = avx512_bf16;
 }
 #endif
 
-#define LAZYLLM_CALL_KERNEL(call)               \
-  switch (::lazyllm::cpu_capability()) {        \
-    case ::lazyllm::CpuCapability::amx:         \
-      ::lazyllm::amx::call;                     \
-      break;                                    \
-    case ::lazyllm::CpuCapability::avx512_bf16: \
-      ::lazyllm::avx512_bf16::call;             \
-      break;                                    \
-    case ::lazyllm::CpuCapability::avx512:      \
-      ::lazyllm::avx512::call;                  \
-      break;                                    \
-    case ::lazyllm::CpuCapability::avx2:        \
-      ::lazyllm::avx2::call;                    \
-      break;                                    \
-    case ::lazyllm::CpuCapability::scalar:      \
-      ::lazyllm::scalar::call;                  \
-      break;                                    \
+#define LAZYLLM_CASE(isa, call)       \
+  case ::lazyllm::CpuCapability::isa: \
+    ::lazyllm::isa::call;             \
+    break;
+
+#define LAZYLLM_CALL_KERNEL(call)        \
+  switch (::lazyllm::cpu_capability()) { \
+    LAZYLLM_CASE(amx, call)              \
+    LAZYLLM_CASE(avx512_bf16, call)      \
+    LAZYLLM_CASE(avx512, call)           \
+    LAZYLLM_CASE(avx2, call)             \
+    LAZYLLM_CASE(scalar, call)           \
   }
 
 #else
@@ -181,3 +177,9 @@ namespace amx = avx512_bf16;
   ::lazyllm::scalar::call;
 
 #endif
+
+#define LAZYLLM_CALL_TYPED_KERNEL(dtype, call)      \
+  ::lazyllm::visit_float(dtype, [&](auto element) { \
+    using T = typename decltype(element)::type;     \
+    LAZYLLM_CALL_KERNEL(call)                       \
+  })
