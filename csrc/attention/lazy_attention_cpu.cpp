@@ -26,7 +26,7 @@ void lazy_attention_cpu(const LazyAttentionParams& p) {
   if (p.query.rows * row_bytes == 0) return;
   // Rows that see nothing are zero; the others are written whole.
   if (seeing < p.query.rows) std::memset(p.output, 0, p.query.rows * row_bytes);
-  LazyAttentionKernels kernels;
+  LazyAttentionKernels kernels{};
   LAZYLLM_CALL_TYPED_KERNEL(p.query.dtype, fill_kernels<T>(kernels));
   attend_many_rows(p, kernels, many);
   attend_few_rows(p, kernels, few);

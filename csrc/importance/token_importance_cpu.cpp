@@ -74,7 +74,7 @@ void token_importance_cpu(const TokenImportanceParams& p) {
   constexpr char kOp[] = "token_importance";
   check_packed_values(kOp, p.query, p.key);
   std::fill_n(p.importance, p.key.count, 0.0f);
-  TokenImportanceKernels kernels;
+  TokenImportanceKernels kernels{};
   LAZYLLM_CALL_TYPED_KERNEL(p.query.dtype, fill_kernels<T>(kernels));
   const LogitScale scale(p.scale, p.softcap);
   for (int64_t b = 0; b < p.query.batch; ++b) {

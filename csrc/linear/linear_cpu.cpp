@@ -20,7 +20,7 @@ constexpr int64_t kTaskBytes = 128 * 1024;
 void multiply_rows(const LinearParams* parts, int64_t count) {
   const LinearParams& p = parts[0];
   if (p.rows == 0) return;
-  LinearKernels kernels;
+  LinearKernels kernels{};
   LAZYLLM_CALL_TYPED_KERNEL(p.dtype, fill_kernels<T>(kernels));
   const LinearWay way =
       std::all_of(parts, parts + count, kernels.fits_tiles) ? kernels.tiles : kernels.vectors;
