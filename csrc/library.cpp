@@ -58,31 +58,26 @@ STABLE_TORCH_LIBRARY(lazyllm, library) {
       "str activation) -> Tensor");
 }
 
+// Each of these finds the device of its tensors, see common/operator.h.
+template <class Library>
+static void implement_for_every_device(Library& library) {
+  library.impl("token_importance", lazyllm::token_importance_operator);
+  library.impl("select_tokens", lazyllm::select_tokens_operator);
+  library.impl("aux_gather", lazyllm::aux_gather_operator);
+  library.impl("aux_scatter_", lazyllm::aux_scatter_operator);
+  library.impl("kv_append_", lazyllm::kv_append_operator);
+  library.impl("lazy_attention", lazyllm::lazy_attention_operator);
+  library.impl("linear", lazyllm::linear_operator);
+  library.impl("rms_norm", lazyllm::rms_norm_operator);
+  library.impl("rotate", lazyllm::rotate_operator);
+  library.impl("gated_activation", lazyllm::gated_activation_operator);
+}
+
 STABLE_TORCH_LIBRARY_IMPL(lazyllm, CPU, library) {
-  library.impl("token_importance", TORCH_BOX(&lazyllm::token_importance_cpu));
-  library.impl("select_tokens", TORCH_BOX(&lazyllm::select_tokens_cpu));
-  library.impl("aux_gather", TORCH_BOX(&lazyllm::aux_gather_cpu));
-  library.impl("aux_scatter_", TORCH_BOX(&lazyllm::aux_scatter_cpu));
-  library.impl("kv_append_", TORCH_BOX(&lazyllm::kv_append_cpu));
-  library.impl("lazy_attention", TORCH_BOX(&lazyllm::lazy_attention_cpu));
-  library.impl("linear", TORCH_BOX(&lazyllm::linear_cpu));
-  library.impl("rms_norm", TORCH_BOX(&lazyllm::rms_norm_cpu));
-  library.impl("rotate", TORCH_BOX(&lazyllm::rotate_cpu));
-  library.impl("gated_activation", TORCH_BOX(&lazyllm::gated_activation_cpu));
-  library.impl("decoder_layer_", TORCH_BOX(&lazyllm::decoder_layer_cpu));
+  implement_for_every_device(library);
+  library.impl("decoder_layer_", lazyllm::decoder_layer_operator);
 }
 
 #ifdef LAZYLLM_WITH_CUDA
-STABLE_TORCH_LIBRARY_IMPL(lazyllm, CUDA, library) {
-  library.impl("token_importance", TORCH_BOX(&lazyllm::token_importance_cuda));
-  library.impl("select_tokens", TORCH_BOX(&lazyllm::select_tokens_cuda));
-  library.impl("aux_gather", TORCH_BOX(&lazyllm::aux_gather_cuda));
-  library.impl("aux_scatter_", TORCH_BOX(&lazyllm::aux_scatter_cuda));
-  library.impl("kv_append_", TORCH_BOX(&lazyllm::kv_append_cuda));
-  library.impl("lazy_attention", TORCH_BOX(&lazyllm::lazy_attention_cuda));
-  library.impl("linear", TORCH_BOX(&lazyllm::linear_cuda));
-  library.impl("rms_norm", TORCH_BOX(&lazyllm::rms_norm_cuda));
-  library.impl("rotate", TORCH_BOX(&lazyllm::rotate_cuda));
-  library.impl("gated_activation", TORCH_BOX(&lazyllm::gated_activation_cuda));
-}
+STABLE_TORCH_LIBRARY_IMPL(lazyllm, CUDA, library) { implement_for_every_device(library); }
 #endif

@@ -30,25 +30,13 @@ struct LazyAttentionParams {
   float scale;
   int64_t window;  // 0: none
   float softcap;   // 0: none
-  void* output;    // [query.rows, num_heads, head_dim], contiguous, set by the backend
+  void* output;    // [query.rows, num_heads, head_dim], contiguous
+  int32_t device = kCpu;
 };
 
-LazyAttentionParams check_lazy_attention(const Checks& check, const Tensor& query,
-                                         const Tensor& query_index, const Tensor& query_offsets,
-                                         const Tensor& key_store, const Tensor& value_store,
-                                         const Tensor& key_slots, const Tensor& key_index,
-                                         const Tensor& key_offsets, double scale, int64_t window,
-                                         double softcap);
+extern Operator* const lazy_attention_operator;
 
-Tensor lazy_attention_cpu(const Tensor& query, const Tensor& query_index,
-                          const Tensor& query_offsets, const Tensor& key_store,
-                          const Tensor& value_store, const Tensor& key_slots,
-                          const Tensor& key_index, const Tensor& key_offsets, double scale,
-                          int64_t window, double softcap);
-Tensor lazy_attention_cuda(const Tensor& query, const Tensor& query_index,
-                           const Tensor& query_offsets, const Tensor& key_store,
-                           const Tensor& value_store, const Tensor& key_slots,
-                           const Tensor& key_index, const Tensor& key_offsets, double scale,
-                           int64_t window, double softcap);
+void lazy_attention_cpu(const LazyAttentionParams& params);
+void lazy_attention_cuda(const LazyAttentionParams& params);
 
 }  // namespace lazyllm

@@ -1,8 +1,7 @@
 #include "lazy_attention_cpu.h"
 
-#include <torch/csrc/stable/ops.h>
-
 #include <cstring>
+#include <utility>
 
 #define LAZYLLM_KERNEL_HAS_TILES
 #define LAZYLLM_KERNEL "../attention/lazy_attention_kernel.inc"
@@ -10,46 +9,27 @@
 
 namespace lazyllm {
 
-LazyAttentionKernels lazy_attention_kernels(ScalarType dtype) {
-  LazyAttentionKernels kernels;
-  visit_float(dtype, [&](auto type) {
-    using T = typename decltype(type)::type;
-    LAZYLLM_CALL_KERNEL(fill_kernels<T>(kernels));
-  });
-  return kernels;
-}
-
-Tensor lazy_attention_cpu(const Tensor& query, const Tensor& query_index,
-                          const Tensor& query_offsets, const Tensor& key_store,
-                          const Tensor& value_store, const Tensor& key_slots,
-                          const Tensor& key_index, const Tensor& key_offsets, double scale,
-                          int64_t window, double softcap) {
-  const Checks check("lazy_attention", query);
-  LazyAttentionParams params =
-      check_lazy_attention(check, query, query_index, query_offsets, key_store, value_store,
-                           key_slots, key_index, key_offsets, scale, window, softcap);
-  check_packed_values(check, params.query, params.key);
-  const Queries& queries = params.query;
-
-  const int64_t group = queries.num_heads / params.key.num_kv_heads;
+void lazy_attention_cpu(const LazyAttentionParams& p) {
+  constexpr char kOp[] = "lazy_attention";
+  check_packed_values(kOp, p.query, p.key);
+  const int64_t group = p.query.num_heads / p.key.num_kv_heads;
   std::vector<Sequence> few, many;
   int64_t seeing = 0;
-  for (int64_t b = 0; b < queries.batch; ++b) {
-    Sequence sequence = visible_sequence(check, queries, params.key, b, params.window);
+  for (int64_t b = 0; b < p.query.batch; ++b) {
+    Sequence sequence = visible_sequence(kOp, p.query, p.key, b, p.window);
     const int64_t rows = static_cast<int64_t>(sequence.rows.size());
     if (rows == 0) continue;
     seeing += rows;
     (rows * group <= kFewQueries ? few : many).push_back(std::move(sequence));
   }
+  const int64_t row_bytes = p.query.num_heads * p.query.head_dim * element_bytes(p.query.dtype);
+  if (p.query.rows * row_bytes == 0) return;
   // Rows that see nothing are zero; the others are written whole.
-  Tensor output = seeing == queries.rows ? torch::stable::new_empty(query, query.sizes())
-                                         : torch::stable::new_zeros(query, query.sizes());
-  params.output = output.mutable_data_ptr();
-  if (output.numel() == 0) return output;
-  const LazyAttentionKernels kernels = lazy_attention_kernels(queries.dtype);
-  attend_many_rows(params, kernels, many);
-  attend_few_rows(params, kernels, few);
-  return output;
+  if (seeing < p.query.rows) std::memset(p.output, 0, p.query.rows * row_bytes);
+  LazyAttentionKernels kernels{};
+  LAZYLLM_CALL_TYPED_KERNEL(p.query.dtype, fill_kernels<T>(kernels));
+  attend_many_rows(p, kernels, many);
+  attend_few_rows(p, kernels, few);
 }
 
 }  // namespace lazyllm

@@ -96,8 +96,6 @@ struct LazyAttentionKernels {
                      int64_t chunk_size, int64_t chunks);
 };
 
-LazyAttentionKernels lazy_attention_kernels(ScalarType dtype);
-
 void attend_many_rows(const LazyAttentionParams& params, const LazyAttentionKernels& kernels,
                       const std::vector<Sequence>& sequences);
 void attend_few_rows(const LazyAttentionParams& params, const LazyAttentionKernels& kernels,

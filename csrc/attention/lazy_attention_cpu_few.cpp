@@ -46,8 +46,8 @@ void attend_few_rows(const LazyAttentionParams& params, const LazyAttentionKerne
       .padded_dim = (head_dim + kernels.width - 1) / kernels.width * kernels.width,
   };
   const LogitScale scale(params.scale, params.softcap);
-  const int64_t element = params.query.dtype == ScalarType::Float ? 4 : 2;
-  const int64_t key_bytes = 2 * params.key.num_kv_heads * head_dim * element;
+  const int64_t key_bytes =
+      2 * params.key.num_kv_heads * head_dim * element_bytes(params.query.dtype);
 
   std::vector<FewSequence> plans;
   int64_t floats = 0, bytes = 0;

@@ -1,9 +1,11 @@
-// The checks of aux_gather and aux_scatter_ that CPU and CUDA share.
 #include "aux_rows.h"
 
+#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <vector>
+
+#include "../common/checks.h"
 
 namespace lazyllm {
 namespace {
@@ -18,26 +20,35 @@ int64_t stride_bytes_of(const Tensor& tensor) {
   return tensor.stride(0) * static_cast<int64_t>(tensor.element_size());
 }
 
-}  // namespace
-
-AuxRowsParams check_aux_gather(const Checks& check, const Tensor& source, const Tensor& index) {
-  check.rows("source", source);
-  check.index("index", index);
-  const int64_t row_bytes = row_bytes_of(source);
+// Rows of `from` to rows of `to`; `stored` is the one of them that is indexed.
+AuxRowsParams params_of(const Checks& check, const Tensor& from, Tensor& to, const Tensor& index,
+                        const Tensor& stored) {
   return {
-      .from = static_cast<const char*>(source.const_data_ptr()),
-      .to = nullptr,
+      .from = static_cast<const char*>(from.const_data_ptr()),
+      .to = static_cast<char*>(to.mutable_data_ptr()),
       .index = index.const_data_ptr<int64_t>(),
       .count = index.size(0),
-      .num_stored = source.size(0),
-      .row_bytes = row_bytes,
-      .from_stride = stride_bytes_of(source),
-      .to_stride = row_bytes,
+      .num_stored = stored.size(0),
+      .row_bytes = row_bytes_of(stored),
+      .from_stride = stride_bytes_of(from),
+      .to_stride = stride_bytes_of(to),
+      .device = check.device(),
   };
 }
 
-AuxRowsParams check_aux_scatter(const Checks& check, const Tensor& destination, const Tensor& index,
-                                const Tensor& rows) {
+Tensor aux_gather(const Tensor& source, const Tensor& index) {
+  const Checks check("aux_gather", source);
+  check.rows("source", source);
+  check.index("index", index);
+  std::vector<int64_t> sizes(source.sizes().begin(), source.sizes().end());
+  sizes[0] = index.size(0);
+  Tensor result = torch::stable::new_empty(source, sizes);
+  run<aux_gather_cpu, aux_gather_cuda>(params_of(check, source, result, index, source));
+  return result;
+}
+
+void aux_scatter(Tensor destination, const Tensor& index, const Tensor& rows) {
+  const Checks check("aux_scatter_", destination);
   check.rows("destination", destination);
   check.index("index", index);
   check.dtype("rows", rows, destination.scalar_type());
@@ -47,25 +58,13 @@ AuxRowsParams check_aux_scatter(const Checks& check, const Tensor& destination, 
   }
   check.rows("rows", rows);
   check.size("rows", rows, 0, index.size(0));
-  for (int64_t dim = 1; dim < rows.dim(); ++dim) {
-    check.size("rows", rows, dim, destination.size(dim));
-  }
-  return {
-      .from = static_cast<const char*>(rows.const_data_ptr()),
-      .to = static_cast<char*>(destination.mutable_data_ptr()),
-      .index = index.const_data_ptr<int64_t>(),
-      .count = index.size(0),
-      .num_stored = destination.size(0),
-      .row_bytes = row_bytes_of(destination),
-      .from_stride = stride_bytes_of(rows),
-      .to_stride = stride_bytes_of(destination),
-  };
+  check.sizes("rows", rows, destination, 1);
+  run<aux_scatter_cpu, aux_scatter_cuda>(params_of(check, rows, destination, index, destination));
 }
 
-Tensor new_aux_rows(const Tensor& source, const Tensor& index) {
-  std::vector<int64_t> sizes(source.sizes().begin(), source.sizes().end());
-  sizes[0] = index.size(0);
-  return torch::stable::new_empty(source, sizes);
-}
+}  // namespace
+
+constinit Operator* const aux_gather_operator = TORCH_BOX(&aux_gather);
+constinit Operator* const aux_scatter_operator = TORCH_BOX(&aux_scatter);
 
 }  // namespace lazyllm

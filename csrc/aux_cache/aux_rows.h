@@ -10,31 +10,29 @@
 // `destination`. Empty input is legal. Deterministic.
 #pragma once
 
-#include "../common/checks.h"
+#include "../common/operator.h"
 
 namespace lazyllm {
 
 // One direction of copying: to[t] = from[f] where one of t, f is index[r] and the other is r.
 struct AuxRowsParams {
   const char* from;      // aux_gather: source; aux_scatter_: rows
-  char* to;              // aux_gather: the result, set by the backend; aux_scatter_: destination
+  char* to;              // aux_gather: the result; aux_scatter_: destination
   const int64_t* index;  // [count], -1 unused
   int64_t count;         // R
   int64_t num_stored;    // N, rows of the indexed tensor
   int64_t row_bytes;
   int64_t from_stride;  // in bytes
   int64_t to_stride;    // in bytes
+  int32_t device = kCpu;
 };
 
-AuxRowsParams check_aux_gather(const Checks& check, const Tensor& source, const Tensor& index);
-AuxRowsParams check_aux_scatter(const Checks& check, const Tensor& destination, const Tensor& index,
-                                const Tensor& rows);
-// The result of aux_gather, uninitialized.
-Tensor new_aux_rows(const Tensor& source, const Tensor& index);
+extern Operator* const aux_gather_operator;
+extern Operator* const aux_scatter_operator;
 
-Tensor aux_gather_cpu(const Tensor& source, const Tensor& index);
-Tensor aux_gather_cuda(const Tensor& source, const Tensor& index);
-void aux_scatter_cpu(Tensor destination, const Tensor& index, const Tensor& rows);
-void aux_scatter_cuda(Tensor destination, const Tensor& index, const Tensor& rows);
+void aux_gather_cpu(const AuxRowsParams& params);
+void aux_gather_cuda(const AuxRowsParams& params);
+void aux_scatter_cpu(const AuxRowsParams& params);
+void aux_scatter_cuda(const AuxRowsParams& params);
 
 }  // namespace lazyllm

@@ -1,7 +1,6 @@
-#include <torch/csrc/stable/ops.h>
-
 #include <cstring>
 
+#include "../common/values.h"
 #include "../cpu/parallel.h"
 #include "aux_rows.h"
 
@@ -43,30 +42,23 @@ void scatter_rows(const AuxRowsParams& p, int64_t begin, int64_t end) {
   }
 }
 
-void copy_rows(const AuxRowsParams& p, void (*copy)(const AuxRowsParams&, int64_t, int64_t)) {
-  torch::stable::parallel_for(0, p.count, copy_grain(p.row_bytes),
-                              [&](int64_t begin, int64_t end) { copy(p, begin, end); });
+// Copies with `words` where rows are one word, otherwise with `rows`.
+template <class Copy>
+void copy_rows(const AuxRowsParams& p, Copy* words, Copy* rows) {
+  Copy* copy = p.row_bytes == sizeof(int64_t) ? words : rows;
+  copy_in_parallel(p.count, p.row_bytes, [&](int64_t begin, int64_t end) { copy(p, begin, end); });
 }
-
-bool is_words(const AuxRowsParams& p) { return p.row_bytes == sizeof(int64_t); }
 
 }  // namespace
 
-Tensor aux_gather_cpu(const Tensor& source, const Tensor& index) {
-  const Checks check("aux_gather", source);
-  AuxRowsParams p = check_aux_gather(check, source, index);
-  check.index_values("index", p.index, p.count, p.num_stored);
-  Tensor rows = new_aux_rows(source, index);
-  p.to = static_cast<char*>(rows.mutable_data_ptr());
-  if (p.row_bytes > 0) copy_rows(p, is_words(p) ? gather_words : gather_rows);
-  return rows;
+void aux_gather_cpu(const AuxRowsParams& p) {
+  check_index_values("aux_gather", "index", p.index, p.count, p.num_stored);
+  copy_rows(p, gather_words, gather_rows);
 }
 
-void aux_scatter_cpu(Tensor destination, const Tensor& index, const Tensor& rows) {
-  const Checks check("aux_scatter_", destination);
-  const AuxRowsParams p = check_aux_scatter(check, destination, index, rows);
-  check.index_values("index", p.index, p.count, p.num_stored);
-  if (p.row_bytes > 0) copy_rows(p, is_words(p) ? scatter_words : scatter_rows);
+void aux_scatter_cpu(const AuxRowsParams& p) {
+  check_index_values("aux_scatter_", "index", p.index, p.count, p.num_stored);
+  copy_rows(p, scatter_words, scatter_rows);
 }
 
 }  // namespace lazyllm

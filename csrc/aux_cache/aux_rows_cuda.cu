@@ -53,29 +53,22 @@ void visit_rows(const AuxRowsParams& op, Visitor visitor) {
   visit_word({op.from, op.to}, {op.row_bytes, op.from_stride, op.to_stride}, [&](auto word) {
     const int64_t words = op.row_bytes / static_cast<int64_t>(sizeof(word));
     const dim3 block = copy_block(words);
-    visitor(word, words, dim3(static_cast<unsigned>((op.count + block.y - 1) / block.y)), block);
+    visitor(word, words, dim3(num_blocks(op.count, block.y)), block);
   });
 }
 
 }  // namespace
 }  // namespace cuda
 
-Tensor aux_gather_cuda(const Tensor& source, const Tensor& index) {
-  constexpr char kOp[] = "aux_gather";
-  AuxRowsParams op = check_aux_gather(Checks(kOp, source), source, index);
-  const cuda::Launcher launcher(kOp, source.get_device_index());
-  Tensor result = new_aux_rows(source, index);
-  op.to = static_cast<char*>(result.mutable_data_ptr());
+void aux_gather_cuda(const AuxRowsParams& op) {
+  const cuda::Launcher launcher("aux_gather", op.device);
   cuda::visit_rows(op, [&](auto word, int64_t words, dim3 grid, dim3 block) {
     launcher.launch(cuda::aux_gather_kernel<decltype(word)>, grid, block, 0, op, words);
   });
-  return result;
 }
 
-void aux_scatter_cuda(Tensor destination, const Tensor& index, const Tensor& rows) {
-  constexpr char kOp[] = "aux_scatter_";
-  const AuxRowsParams op = check_aux_scatter(Checks(kOp, destination), destination, index, rows);
-  const cuda::Launcher launcher(kOp, destination.get_device_index());
+void aux_scatter_cuda(const AuxRowsParams& op) {
+  const cuda::Launcher launcher("aux_scatter_", op.device);
   cuda::visit_rows(op, [&](auto word, int64_t words, dim3 grid, dim3 block) {
     launcher.launch(cuda::aux_scatter_kernel<decltype(word)>, grid, block, 0, op, words);
   });

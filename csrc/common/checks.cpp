@@ -2,10 +2,10 @@
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
-#include <algorithm>
-#include <cmath>
 #include <sstream>
 #include <stdexcept>
+
+#include "values.h"
 
 #if defined(__ELF__)
 // Whether a tensor asks for gradients is not in LibTorch's stable C interface of 2.10, so this one
@@ -87,8 +87,7 @@ Checks::Checks(const char* op, const Tensor& first)
 
 void Checks::refuse(const char* argument, const std::string& expected,
                     const std::string& got) const {
-  throw std::runtime_error(std::string("lazyllm::") + op_ + ": " + argument + ": expected " +
-                           expected + ", got " + got);
+  lazyllm::refuse(op_, argument, expected, got);
 }
 
 void Checks::dims(const char* argument, const Tensor& tensor, int64_t dims) const {
@@ -98,7 +97,7 @@ void Checks::dims(const char* argument, const Tensor& tensor, int64_t dims) cons
   }
 }
 
-void Checks::device(const char* argument, const Tensor& tensor) const {
+void Checks::same_device(const char* argument, const Tensor& tensor) const {
   const torch::stable::Device device = tensor.device();
   if (device != device_) refuse(argument, name_of(device_), name_of(device));
 }
@@ -125,7 +124,7 @@ void Checks::floats(const char* argument, const Tensor& tensor, int64_t dims,
                     ScalarType expected) const {
   dtype(argument, tensor, expected);
   this->dims(argument, tensor, dims);
-  device(argument, tensor);
+  same_device(argument, tensor);
   if (tensor.size(dims - 1) > 1 && tensor.stride(dims - 1) != 1) {
     refuse(argument, "stride 1 in the last dimension", text_of(tensor.stride(dims - 1)));
   }
@@ -138,7 +137,7 @@ void Checks::rows(const char* argument, const Tensor& tensor) const {
     refuse(argument, "float32, bfloat16, float16 or int64", name_of(dtype));
   }
   if (tensor.dim() < 1) refuse(argument, "at least 1 dimension", "a scalar");
-  device(argument, tensor);
+  same_device(argument, tensor);
   int64_t contiguous = 1;
   for (int64_t dim = tensor.dim() - 1; dim > 0; --dim) {
     const int64_t size = tensor.size(dim);
@@ -156,7 +155,7 @@ void Checks::rows(const char* argument, const Tensor& tensor) const {
 void Checks::index(const char* argument, const Tensor& tensor, int64_t size) const {
   dtype(argument, tensor, ScalarType::Long);
   dims(argument, tensor, 1);
-  device(argument, tensor);
+  same_device(argument, tensor);
   if (size >= 0) this->size(argument, tensor, 0, size);
   if (tensor.size(0) > 1 && tensor.stride(0) != 1) {
     refuse(argument, "a contiguous tensor", "stride " + text_of(tensor.stride(0)));
@@ -171,42 +170,19 @@ void Checks::size(const char* argument, const Tensor& tensor, int64_t dim, int64
   }
 }
 
+void Checks::sizes(const char* argument, const Tensor& tensor, const Tensor& like,
+                   int64_t first_dim) const {
+  for (int64_t dim = first_dim; dim < like.dim(); ++dim) {
+    size(argument, tensor, dim, like.size(dim));
+  }
+}
+
 void Checks::at_least(const char* argument, int64_t value, int64_t least) const {
   if (value < least) refuse(argument, "at least " + text_of(least), text_of(value));
 }
 
 void Checks::at_least(const char* argument, double value, double least) const {
   if (!(value >= least)) refuse(argument, "at least " + text_of(least), text_of(value));
-}
-
-void Checks::offset_values(const char* argument, const int64_t* offsets, int64_t batch,
-                           int64_t end) const {
-  if (offsets[0] != 0) refuse(argument, "0 first", text_of(offsets[0]));
-  for (int64_t b = 0; b < batch; ++b) {
-    if (offsets[b + 1] < offsets[b]) {
-      refuse(argument, "ascending offsets",
-             text_of(offsets[b]) + " before " + text_of(offsets[b + 1]));
-    }
-  }
-  if (offsets[batch] != end) {
-    refuse(argument, text_of(end) + " last", text_of(offsets[batch]));
-  }
-}
-
-void Checks::index_values(const char* argument, const int64_t* index, int64_t count,
-                          int64_t limit) const {
-  // Two bounds in one comparison, so that the loop is a vector reduction: -1 becomes 0.
-  bool outside = false;
-  for (int64_t i = 0; i < count; ++i) {
-    outside |= static_cast<uint64_t>(index[i]) + 1 > static_cast<uint64_t>(limit);
-  }
-  if (!outside) return;
-  for (int64_t i = 0; i < count; ++i) {
-    if (index[i] < -1 || index[i] >= limit) {
-      refuse(argument, "-1 to " + text_of(limit - 1),
-             text_of(index[i]) + " at place " + text_of(i));
-    }
-  }
 }
 
 }  // namespace lazyllm

@@ -1,5 +1,5 @@
-// What the operators say about a wrong argument. CPU and CUDA share these checks and their words:
-//   lazyllm::<op>: <argument>: expected <this>, got <that>
+// What the operators ask of the tensors and numbers they are called with. CPU and CUDA share these
+// checks and their words, see values.h.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -7,18 +7,20 @@
 #include <cstdint>
 #include <string>
 
-#include "types.h"
+#include "operator.h"
 
 namespace lazyllm {
 
 using torch::stable::Tensor;
 
-// Checks the arguments of one call. What the tensors hold is looked at by the *_values functions
-// only, which CPU operators call: on a GPU that would wait for the device.
+// Checks the arguments of one call, but for what the tensors hold.
 class Checks {
  public:
   // All tensors have to be on the device of `first`.
   Checks(const char* op, const Tensor& first);
+
+  // The device's number, or kCpu.
+  int32_t device() const { return device_.is_cuda() ? device_.index() : kCpu; }
 
   [[noreturn]] void refuse(const char* argument, const std::string& expected,
                            const std::string& got) const;
@@ -34,18 +36,15 @@ class Checks {
 
   void dtype(const char* argument, const Tensor& tensor, ScalarType expected) const;
   void size(const char* argument, const Tensor& tensor, int64_t dim, int64_t expected) const;
+  // From dimension `first_dim` on those of `like`, which has as many dimensions.
+  void sizes(const char* argument, const Tensor& tensor, const Tensor& like,
+             int64_t first_dim = 0) const;
   void at_least(const char* argument, int64_t value, int64_t least) const;
   void at_least(const char* argument, double value, double least) const;  // refuses NaN
 
-  // CPU: offsets[0] == 0, none smaller than the one before, offsets[batch] == end.
-  void offset_values(const char* argument, const int64_t* offsets, int64_t batch,
-                     int64_t end) const;
-  // CPU: -1 <= index[i] < limit.
-  void index_values(const char* argument, const int64_t* index, int64_t count, int64_t limit) const;
-
  private:
   void dims(const char* argument, const Tensor& tensor, int64_t dims) const;
-  void device(const char* argument, const Tensor& tensor) const;
+  void same_device(const char* argument, const Tensor& tensor) const;
   void no_gradient(const char* argument, const Tensor& tensor) const;
 
   const char* op_;

@@ -2,6 +2,8 @@
 
 #include <limits>
 
+#include "values.h"
+
 namespace lazyllm {
 
 Queries check_queries(const Checks& check, const Tensor& query, const Tensor& query_index,
@@ -50,13 +52,13 @@ Keys check_keys(const Checks& check, const Queries& queries, const Tensor& key_s
   };
 }
 
-void check_packed_values(const Checks& check, const Queries& queries, const Keys& keys) {
+void check_packed_values(const char* op, const Queries& queries, const Keys& keys) {
   constexpr int64_t any = std::numeric_limits<int64_t>::max();
-  check.offset_values("query_offsets", queries.offsets, queries.batch, queries.rows);
-  check.offset_values("key_offsets", keys.offsets, queries.batch, keys.count);
-  check.index_values("query_index", queries.index, queries.rows, any);
-  check.index_values("key_slots", keys.slots, keys.count, keys.num_slots);
-  check.index_values("key_index", keys.index, keys.count, any);
+  check_offset_values(op, "query_offsets", queries.offsets, queries.batch, queries.rows);
+  check_offset_values(op, "key_offsets", keys.offsets, queries.batch, keys.count);
+  check_index_values(op, "query_index", queries.index, queries.rows, any);
+  check_index_values(op, "key_slots", keys.slots, keys.count, keys.num_slots);
+  check_index_values(op, "key_index", keys.index, keys.count, any);
 }
 
 }  // namespace lazyllm

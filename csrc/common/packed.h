@@ -38,7 +38,7 @@ Queries check_queries(const Checks& check, const Tensor& query, const Tensor& qu
 Keys check_keys(const Checks& check, const Queries& queries, const Tensor& key_store,
                 const Tensor& key_slots, const Tensor& key_index, const Tensor& key_offsets);
 
-// CPU: offsets, slots and indices are within bounds.
-void check_packed_values(const Checks& check, const Queries& queries, const Keys& keys);
+// On the CPU: offsets, slots and indices are within bounds.
+void check_packed_values(const char* op, const Queries& queries, const Keys& keys);
 
 }  // namespace lazyllm

@@ -5,6 +5,8 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
+#include <cstdint>
+
 namespace lazyllm {
 
 using torch::headeronly::BFloat16;
@@ -28,5 +30,8 @@ auto visit_float(ScalarType dtype, Visitor&& visitor) {
       return visitor(Type<float>{});
   }
 }
+
+// Of a float dtype that has been checked before.
+inline int64_t element_bytes(ScalarType dtype) { return dtype == ScalarType::Float ? 4 : 2; }
 
 }  // namespace lazyllm

@@ -4,6 +4,7 @@
 //   #define LAZYLLM_KERNEL "../attention/lazy_attention_kernel.inc"   // seen from this file
 //   #include "../cpu/isa.h"
 //   ... LAZYLLM_CALL_KERNEL(run(params)) ...
+//   ... LAZYLLM_CALL_TYPED_KERNEL(dtype, run<T>(params)) ...    // T: the element type of dtype
 //
 // The kernel file, and simd.h before it, is included in the namespaces lazyllm::scalar, lazyllm::avx2,
 // lazyllm::avx512 and lazyllm::avx512_bf16 (x86-64 only; the last has all of avx512, and products of
@@ -42,6 +43,27 @@
 #define LAZYLLM_HAS_X86_KERNELS 1
 #endif
 
+// Between these two, functions are compiled for `targets`.
+#define LAZYLLM_PRAGMA(text) _Pragma(#text)
+#if defined(__clang__)
+#define LAZYLLM_PUSH_TARGET(targets) \
+  LAZYLLM_PRAGMA(clang attribute push(__attribute__((target(targets))), apply_to = function))
+#define LAZYLLM_POP_TARGET LAZYLLM_PRAGMA(clang attribute pop)
+#define LAZYLLM_AVX512 "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl"
+#else
+// GCC 12 takes the undefined lanes of its own AVX-512 intrinsics for a mistake (GCC bug 105593).
+#define LAZYLLM_PUSH_TARGET(targets)                       \
+  LAZYLLM_PRAGMA(GCC push_options)                         \
+  LAZYLLM_PRAGMA(GCC target(targets))                      \
+  LAZYLLM_PRAGMA(GCC diagnostic push)                      \
+  LAZYLLM_PRAGMA(GCC diagnostic ignored "-Wuninitialized") \
+  LAZYLLM_PRAGMA(GCC diagnostic ignored "-Wmaybe-uninitialized")
+#define LAZYLLM_POP_TARGET           \
+  LAZYLLM_PRAGMA(GCC diagnostic pop) \
+  LAZYLLM_PRAGMA(GCC pop_options)
+#define LAZYLLM_AVX512 "prefer-vector-width=512,avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl"
+#endif
+
 #define LAZYLLM_ISA_AVX2 0
 #define LAZYLLM_ISA_AVX512 0
 #define LAZYLLM_ISA_AVX512_BF16 0
@@ -55,123 +77,60 @@ namespace lazyllm::scalar {
 
 #undef LAZYLLM_ISA_AVX2
 #define LAZYLLM_ISA_AVX2 1
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c")
-#endif
+LAZYLLM_PUSH_TARGET("avx2,fma,f16c")
 namespace lazyllm::avx2 {
 #include "simd.h"
 #include LAZYLLM_KERNEL
 }  // namespace lazyllm::avx2
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
-
+LAZYLLM_POP_TARGET
 #undef LAZYLLM_ISA_AVX2
 #define LAZYLLM_ISA_AVX2 0
+
 #undef LAZYLLM_ISA_AVX512
 #define LAZYLLM_ISA_AVX512 1
-#if defined(__clang__)
-#pragma clang attribute push(                                                    \
-    __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl"))), \
-    apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
-// GCC 12 takes the undefined lanes of its own AVX-512 intrinsics for a mistake (GCC bug 105593).
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
+LAZYLLM_PUSH_TARGET(LAZYLLM_AVX512)
 namespace lazyllm::avx512 {
 #include "simd.h"
 #include LAZYLLM_KERNEL
 }  // namespace lazyllm::avx512
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC diagnostic pop
-#pragma GCC pop_options
-#endif
+LAZYLLM_POP_TARGET
 
 #undef LAZYLLM_ISA_AVX512_BF16
 #define LAZYLLM_ISA_AVX512_BF16 1
-#if defined(__clang__)
-#pragma clang attribute push(                                                               \
-    __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16"))), \
-    apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target( \
-    "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,prefer-vector-width=512")
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
+LAZYLLM_PUSH_TARGET(LAZYLLM_AVX512 ",avx512bf16")
 namespace lazyllm::avx512_bf16 {
 #include "simd.h"
 #include LAZYLLM_KERNEL
 }  // namespace lazyllm::avx512_bf16
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC diagnostic pop
-#pragma GCC pop_options
-#endif
+LAZYLLM_POP_TARGET
 
 #ifdef LAZYLLM_KERNEL_HAS_TILES
 #undef LAZYLLM_ISA_AMX
 #define LAZYLLM_ISA_AMX 1
-#if defined(__clang__)
-#pragma clang attribute push(                                                            \
-    __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16," \
-                          "amx-tile,amx-bf16"))),                                        \
-    apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target( \
-    "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16,prefer-vector-width=512")
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
+LAZYLLM_PUSH_TARGET(LAZYLLM_AVX512 ",avx512bf16,amx-tile,amx-bf16")
 namespace lazyllm::amx {
 #include "simd.h"
 #include LAZYLLM_KERNEL
 }  // namespace lazyllm::amx
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC diagnostic pop
-#pragma GCC pop_options
-#endif
+LAZYLLM_POP_TARGET
 #else
 namespace lazyllm {
 namespace amx = avx512_bf16;
 }
 #endif
 
-#define LAZYLLM_CALL_KERNEL(call)               \
-  switch (::lazyllm::cpu_capability()) {        \
-    case ::lazyllm::CpuCapability::amx:         \
-      ::lazyllm::amx::call;                     \
-      break;                                    \
-    case ::lazyllm::CpuCapability::avx512_bf16: \
-      ::lazyllm::avx512_bf16::call;             \
-      break;                                    \
-    case ::lazyllm::CpuCapability::avx512:      \
-      ::lazyllm::avx512::call;                  \
-      break;                                    \
-    case ::lazyllm::CpuCapability::avx2:        \
-      ::lazyllm::avx2::call;                    \
-      break;                                    \
-    case ::lazyllm::CpuCapability::scalar:      \
-      ::lazyllm::scalar::call;                  \
-      break;                                    \
+#define LAZYLLM_CASE(isa, call)       \
+  case ::lazyllm::CpuCapability::isa: \
+    ::lazyllm::isa::call;             \
+    break;
+
+#define LAZYLLM_CALL_KERNEL(call)        \
+  switch (::lazyllm::cpu_capability()) { \
+    LAZYLLM_CASE(amx, call)              \
+    LAZYLLM_CASE(avx512_bf16, call)      \
+    LAZYLLM_CASE(avx512, call)           \
+    LAZYLLM_CASE(avx2, call)             \
+    LAZYLLM_CASE(scalar, call)           \
   }
 
 #else
@@ -181,3 +140,9 @@ namespace amx = avx512_bf16;
   ::lazyllm::scalar::call;
 
 #endif
+
+#define LAZYLLM_CALL_TYPED_KERNEL(dtype, call)      \
+  ::lazyllm::visit_float(dtype, [&](auto element) { \
+    using T = typename decltype(element)::type;     \
+    LAZYLLM_CALL_KERNEL(call)                       \
+  })

@@ -5,6 +5,8 @@
 #include <string>
 #include <tuple>
 
+#include "../common/values.h"
+
 namespace lazyllm {
 namespace {
 
@@ -43,14 +45,14 @@ const int64_t* use_keys(const Keys& keys, int64_t b, Sequence& sequence) {
   return index;
 }
 
-void check_ascending(const Checks& check, const int64_t* index, int64_t count) {
+void check_ascending(const char* op, const int64_t* index, int64_t count) {
   bool ascending = true;
   for (int64_t i = 1; i < count; ++i) ascending &= index[i - 1] <= index[i];
   if (ascending) return;
   int64_t i = 1;
   while (index[i - 1] <= index[i]) ++i;
-  check.refuse("key_index", "ascending indices in a sequence",
-               std::to_string(index[i]) + " after " + std::to_string(index[i - 1]));
+  refuse(op, "key_index", "ascending indices in a sequence",
+         std::to_string(index[i]) + " after " + std::to_string(index[i - 1]));
 }
 
 // How many of the ascending `index` [count] are <= limit. Guesses `guess` or one more first: the
@@ -64,14 +66,14 @@ int64_t count_up_to(const int64_t* index, int64_t count, int64_t limit, int64_t 
 
 }  // namespace
 
-Sequence visible_sequence(const Checks& check, const Queries& queries, const Keys& keys, int64_t b,
+Sequence visible_sequence(const char* op, const Queries& queries, const Keys& keys, int64_t b,
                           int64_t window) {
   Sequence sequence;
   const int64_t* index = use_keys(keys, b, sequence);
-  check_ascending(check, index, sequence.num_keys);
+  check_ascending(op, index, sequence.num_keys);
   if (sequence.num_keys > std::numeric_limits<int32_t>::max()) {
-    check.refuse("key_slots", "fewer than 2^31 keys in a sequence",
-                 std::to_string(sequence.num_keys));
+    refuse(op, "key_slots", "fewer than 2^31 keys in a sequence",
+           std::to_string(sequence.num_keys));
   }
   int64_t begin = 0, end = 0;
   for (int64_t row = queries.offsets[b]; row < queries.offsets[b + 1]; ++row) {

@@ -26,7 +26,7 @@ struct Sequence {
 };
 
 // Sequence b of a batch whose values have been checked. Refuses keys that do not ascend.
-Sequence visible_sequence(const Checks& check, const Queries& queries, const Keys& keys, int64_t b,
+Sequence visible_sequence(const char* op, const Queries& queries, const Keys& keys, int64_t b,
                           int64_t window);
 
 }  // namespace lazyllm

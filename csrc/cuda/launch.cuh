@@ -1,10 +1,15 @@
-// How the host side of every CUDA operator reaches the device: stream, launch, errors.
+// How the host side of every CUDA operator reaches the device: stream, launch, memory, errors. Nothing
+// else calls the CUDA runtime or torch.
 #pragma once
 
 #include <cuda_runtime.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
 
+#include <cstdint>
+#include <optional>
 #include <stdexcept>
 #include <string>
 
@@ -35,6 +40,29 @@ struct NotDeduced {
   using Type = T;
 };
 
+/// Blocks of `per_block` items that `count` items need.
+inline unsigned num_blocks(int64_t count, int64_t per_block) {
+  return static_cast<unsigned>((count + per_block - 1) / per_block);
+}
+
+/// Uninitialized memory for `count` T of 4 bytes or a multiple, aligned to any vector. It comes from
+/// torch's allocator in stream order, so a CUDA graph can hold it.
+template <typename T>
+class DeviceMemory {
+ public:
+  DeviceMemory() = default;
+  DeviceMemory(int32_t device_index, int64_t count)
+      : words_(torch::stable::empty(
+            {count * static_cast<int64_t>(sizeof(T) / sizeof(float))},
+            torch::headeronly::ScalarType::Float, std::nullopt,
+            torch::stable::Device(torch::headeronly::DeviceType::CUDA, device_index))) {}
+
+  T* data() const { return static_cast<T*>(words_.mutable_data_ptr()); }
+
+ private:
+  torch::stable::Tensor words_;
+};
+
 /// torch's current stream on a device.
 inline cudaStream_t current_stream(const char* op, int32_t device_index) {
   if (aoti_torch_get_current_cuda_stream == nullptr) {
@@ -55,13 +83,27 @@ inline cudaStream_t current_stream(const char* op, int32_t device_index) {
 class Launcher {
  public:
   Launcher(const char* op, int32_t device_index)
-      : op_(op), stream_(current_stream(op, device_index)), guard_(device_index) {
+      : op_(op),
+        device_index_(device_index),
+        stream_(current_stream(op, device_index)),
+        guard_(device_index) {
     LAZYLLM_CUDA_CHECK(op, cudaDeviceGetAttribute(&num_multiprocessors_,
                                                   cudaDevAttrMultiProcessorCount, device_index));
   }
 
   /// What a launch shape is fitted to.
   int num_multiprocessors() const { return num_multiprocessors_; }
+
+  /// Memory for `count` T, for as long as what is returned lives.
+  template <typename T>
+  DeviceMemory<T> allocate(int64_t count) const {
+    return DeviceMemory<T>(device_index_, count);
+  }
+
+  /// Sets `bytes` bytes from `to` on to `value`; nothing waits for it.
+  void fill(void* to, int value, int64_t bytes) const {
+    if (bytes > 0) LAZYLLM_CUDA_CHECK(op_, cudaMemsetAsync(to, value, bytes, stream_));
+  }
 
   /// Starts `kernel`; nothing waits for it. An empty grid starts nothing.
   template <typename... Parameters>
@@ -80,6 +122,7 @@ class Launcher {
 
  private:
   const char* op_;
+  int32_t device_index_;
   cudaStream_t stream_;
   torch::stable::accelerator::DeviceGuard guard_;
   int num_multiprocessors_ = 0;

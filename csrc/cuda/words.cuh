@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <initializer_list>
 
-#include "tensors.cuh"
+#include "arguments.cuh"
 
 namespace lazyllm::cuda {
 

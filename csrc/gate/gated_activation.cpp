@@ -1,7 +1,34 @@
-// The checks of gated_activation that CPU and CUDA share.
 #include "gated_activation.h"
 
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
 namespace lazyllm {
+namespace {
+
+Tensor gated_activation(const Tensor& gate, const Tensor& up, std::string activation) {
+  const Checks check("gated_activation", gate);
+  check.floats("gate", gate, 2);
+  check.floats("up", up, 2, gate.scalar_type());
+  check.sizes("up", up, gate);
+  const Activation activated = check_activation(check, activation);
+  Tensor output = torch::stable::new_empty(gate, gate.sizes());
+  run<gated_activation_cpu, gated_activation_cuda>(GatedActivationParams{
+      .gate = gate.const_data_ptr(),
+      .up = up.const_data_ptr(),
+      .output = output.mutable_data_ptr(),
+      .rows = gate.size(0),
+      .inner = gate.size(1),
+      .gate_stride = gate.stride(0),
+      .up_stride = up.stride(0),
+      .activation = activated,
+      .dtype = gate.scalar_type(),
+      .device = check.device(),
+  });
+  return output;
+}
+
+}  // namespace
 
 Activation check_activation(const Checks& check, const std::string& activation) {
   if (activation != "silu" && activation != "gelu_tanh") {
@@ -10,23 +37,6 @@ Activation check_activation(const Checks& check, const std::string& activation) 
   return activation == "silu" ? Activation::silu : Activation::gelu_tanh;
 }
 
-GateParams check_gated_activation(const Checks& check, const Tensor& gate, const Tensor& up,
-                                  const std::string& activation) {
-  check.floats("gate", gate, 2);
-  check.floats("up", up, 2, gate.scalar_type());
-  check.size("up", up, 0, gate.size(0));
-  check.size("up", up, 1, gate.size(1));
-  return {
-      .gate = gate.const_data_ptr(),
-      .up = up.const_data_ptr(),
-      .output = nullptr,
-      .rows = gate.size(0),
-      .inner = gate.size(1),
-      .gate_stride = gate.stride(0),
-      .up_stride = up.stride(0),
-      .activation = check_activation(check, activation),
-      .dtype = gate.scalar_type(),
-  };
-}
+constinit Operator* const gated_activation_operator = TORCH_BOX(&gated_activation);
 
 }  // namespace lazyllm

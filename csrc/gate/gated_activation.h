@@ -20,24 +20,25 @@ namespace lazyllm {
 enum class Activation { silu, gelu_tanh };
 
 // Strides in elements.
-struct GateParams {
+struct GatedActivationParams {
   const void* gate;  // [rows, inner]
   const void* up;    // [rows, inner]
-  void* output;      // [rows, inner], contiguous, set by the backend; may be gate
+  void* output;      // [rows, inner], contiguous; may be gate
   int64_t rows;
   int64_t inner;
   int64_t gate_stride;
   int64_t up_stride;
   Activation activation;
   ScalarType dtype;
+  int32_t device = kCpu;
 };
 
+// Refuses other names than those above.
 Activation check_activation(const Checks& check, const std::string& activation);
-GateParams check_gated_activation(const Checks& check, const Tensor& gate, const Tensor& up,
-                                  const std::string& activation);
 
-void gate_rows_cpu(const GateParams& params);
-Tensor gated_activation_cpu(const Tensor& gate, const Tensor& up, std::string activation);
-Tensor gated_activation_cuda(const Tensor& gate, const Tensor& up, std::string activation);
+extern Operator* const gated_activation_operator;
+
+void gated_activation_cpu(const GatedActivationParams& params);
+void gated_activation_cuda(const GatedActivationParams& params);
 
 }  // namespace lazyllm

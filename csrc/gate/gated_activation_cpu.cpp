@@ -1,5 +1,3 @@
-#include <torch/csrc/stable/ops.h>
-
 #include "../cpu/parallel.h"
 #include "gated_activation.h"
 
@@ -8,24 +6,11 @@
 
 namespace lazyllm {
 
-void gate_rows_cpu(const GateParams& p) {
-  visit_float(p.dtype, [&](auto type) {
-    using T = typename decltype(type)::type;
-    const int64_t row_bytes = p.inner * static_cast<int64_t>(sizeof(T));
-    if (row_bytes == 0) return;
-    torch::stable::parallel_for(0, p.rows, copy_grain(row_bytes), [&](int64_t begin, int64_t end) {
-      LAZYLLM_CALL_KERNEL(gate_rows<T>(p, begin, end));
-    });
+void gated_activation_cpu(const GatedActivationParams& p) {
+  const int64_t row_bytes = p.inner * element_bytes(p.dtype);
+  copy_in_parallel(p.rows, row_bytes, [&](int64_t begin, int64_t end) {
+    LAZYLLM_CALL_TYPED_KERNEL(p.dtype, gate_rows<T>(p, begin, end));
   });
-}
-
-Tensor gated_activation_cpu(const Tensor& gate, const Tensor& up, std::string activation) {
-  const Checks check("gated_activation", gate);
-  GateParams p = check_gated_activation(check, gate, up, activation);
-  Tensor output = torch::stable::new_empty(gate, {p.rows, p.inner});
-  p.output = output.mutable_data_ptr();
-  gate_rows_cpu(p);
-  return output;
 }
 
 }  // namespace lazyllm

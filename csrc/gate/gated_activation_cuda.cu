@@ -1,7 +1,7 @@
 // gated_activation on CUDA: a thread for each 16 bytes where aligned.
 
+#include "../cuda/arguments.cuh"
 #include "../cuda/launch.cuh"
-#include "../cuda/tensors.cuh"
 #include "gated_activation.h"
 
 namespace lazyllm {
@@ -21,7 +21,8 @@ __device__ __forceinline__ float activate(float x, Activation activation) {
 /// op.gate, op.up, op.output [rows, inner]
 /// \tparam kStep elements of one load; inner, strides and addresses are multiples of it
 template <typename T, int kStep>
-__global__ void __launch_bounds__(kThreads) gated_activation_kernel(const GateParams op) {
+__global__ void __launch_bounds__(kThreads)
+    gated_activation_kernel(const GatedActivationParams op) {
   const int64_t row = blockIdx.x;
   const T* gate = static_cast<const T*>(op.gate) + row * op.gate_stride;
   const T* up = static_cast<const T*>(op.up) + row * op.up_stride;
@@ -37,7 +38,7 @@ __global__ void __launch_bounds__(kThreads) gated_activation_kernel(const GatePa
 }
 
 template <typename T>
-void launch_gated_activation(const Launcher& launcher, const GateParams& op) {
+void launch_gated_activation(const Launcher& launcher, const GatedActivationParams& op) {
   const dim3 grid(static_cast<unsigned>(op.rows));
   const dim3 block(kThreads);
   if (in_packs<T>(op.inner, {op.gate, op.up, op.output}, {op.gate_stride, op.up_stride})) {
@@ -50,17 +51,12 @@ void launch_gated_activation(const Launcher& launcher, const GateParams& op) {
 }  // namespace
 }  // namespace cuda
 
-Tensor gated_activation_cuda(const Tensor& gate, const Tensor& up, std::string activation) {
-  constexpr char kOp[] = "gated_activation";
-  GateParams op = check_gated_activation(Checks(kOp, gate), gate, up, activation);
-  const cuda::Launcher launcher(kOp, gate.get_device_index());
-  Tensor output = torch::stable::new_empty(gate, {op.rows, op.inner});
-  op.output = output.mutable_data_ptr();
-  if (op.rows == 0 || op.inner == 0) return output;
-  visit_float(op.dtype, [&](auto type) {
-    cuda::launch_gated_activation<cuda::DeviceType<typename decltype(type)::type>>(launcher, op);
+void gated_activation_cuda(const GatedActivationParams& op) {
+  const cuda::Launcher launcher("gated_activation", op.device);
+  if (op.rows == 0 || op.inner == 0) return;
+  cuda::visit_element(op.dtype, [&](auto element) {
+    cuda::launch_gated_activation<decltype(element)>(launcher, op);
   });
-  return output;
 }
 
 }  // namespace lazyllm

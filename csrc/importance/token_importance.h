@@ -27,22 +27,13 @@ struct TokenImportanceParams {
   Keys key;
   float scale;
   float softcap;
-  float* importance;  // [key.count], set by the backend
+  float* importance;  // [key.count]
+  int32_t device = kCpu;
 };
 
-TokenImportanceParams check_token_importance(const Checks& check, const Tensor& query,
-                                             const Tensor& query_index, const Tensor& query_offsets,
-                                             const Tensor& key_store, const Tensor& key_slots,
-                                             const Tensor& key_index, const Tensor& key_offsets,
-                                             double scale, double softcap);
+extern Operator* const token_importance_operator;
 
-Tensor token_importance_cpu(const Tensor& query, const Tensor& query_index,
-                            const Tensor& query_offsets, const Tensor& key_store,
-                            const Tensor& key_slots, const Tensor& key_index,
-                            const Tensor& key_offsets, double scale, double softcap);
-Tensor token_importance_cuda(const Tensor& query, const Tensor& query_index,
-                             const Tensor& query_offsets, const Tensor& key_store,
-                             const Tensor& key_slots, const Tensor& key_index,
-                             const Tensor& key_offsets, double scale, double softcap);
+void token_importance_cpu(const TokenImportanceParams& params);
+void token_importance_cuda(const TokenImportanceParams& params);
 
 }  // namespace lazyllm

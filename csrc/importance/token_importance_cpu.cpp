@@ -1,7 +1,5 @@
 #include "token_importance_cpu.h"
 
-#include <torch/csrc/stable/ops.h>
-
 #include <algorithm>
 
 #include "../cpu/scratch.h"
@@ -19,15 +17,6 @@ constexpr int64_t kParallelProducts = 256 * 1024;
 // Weights that are kept at once, 64 MiB: a sequence's rows are scored in parts, and the keys read once
 // for each of them. It depends on the sequence alone, so that a batch changes no result.
 constexpr int64_t kWeightsAtOnce = 16 * 1024 * 1024;
-
-TokenImportanceKernels token_importance_kernels(ScalarType dtype) {
-  TokenImportanceKernels kernels;
-  visit_float(dtype, [&](auto type) {
-    using T = typename decltype(type)::type;
-    LAZYLLM_CALL_KERNEL(fill_kernels<T>(kernels));
-  });
-  return kernels;
-}
 
 ImportancePlan make_plan(const TokenImportanceParams& p, int64_t width, const Sequence& sequence,
                          int64_t first_row, int64_t num_rows) {
@@ -81,23 +70,16 @@ void score_sequence(const TokenImportanceParams& p, const TokenImportanceKernels
 
 }  // namespace
 
-Tensor token_importance_cpu(const Tensor& query, const Tensor& query_index,
-                            const Tensor& query_offsets, const Tensor& key_store,
-                            const Tensor& key_slots, const Tensor& key_index,
-                            const Tensor& key_offsets, double scale, double softcap) {
-  const Checks check("token_importance", query);
-  TokenImportanceParams p =
-      check_token_importance(check, query, query_index, query_offsets, key_store, key_slots,
-                             key_index, key_offsets, scale, softcap);
-  check_packed_values(check, p.query, p.key);
-  Tensor importance = torch::stable::new_zeros(query, {p.key.count}, ScalarType::Float);
-  p.importance = importance.mutable_data_ptr<float>();
-  const TokenImportanceKernels kernels = token_importance_kernels(p.query.dtype);
-  const LogitScale logit_scale(p.scale, p.softcap);
+void token_importance_cpu(const TokenImportanceParams& p) {
+  constexpr char kOp[] = "token_importance";
+  check_packed_values(kOp, p.query, p.key);
+  std::fill_n(p.importance, p.key.count, 0.0f);
+  TokenImportanceKernels kernels{};
+  LAZYLLM_CALL_TYPED_KERNEL(p.query.dtype, fill_kernels<T>(kernels));
+  const LogitScale scale(p.scale, p.softcap);
   for (int64_t b = 0; b < p.query.batch; ++b) {
-    score_sequence(p, kernels, logit_scale, visible_sequence(check, p.query, p.key, b, 0));
+    score_sequence(p, kernels, scale, visible_sequence(kOp, p.query, p.key, b, 0));
   }
-  return importance;
 }
 
 }  // namespace lazyllm

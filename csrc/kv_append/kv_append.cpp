@@ -1,5 +1,8 @@
-// The checks of kv_append_ that CPU and CUDA share.
 #include "kv_append.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include "../common/checks.h"
 
 namespace lazyllm {
 namespace {
@@ -15,23 +18,19 @@ KvAppendSide side_of(const Tensor& store, const Tensor& rows) {
   };
 }
 
-}  // namespace
-
-KvAppendParams check_kv_append(const Checks& check, const Tensor& key_store,
-                               const Tensor& value_store, const Tensor& slots, const Tensor& key,
-                               const Tensor& value) {
+void kv_append(Tensor key_store, Tensor value_store, const Tensor& slots, const Tensor& key,
+               const Tensor& value) {
+  const Checks check("kv_append_", key_store);
   check.floats("key_store", key_store, 3);
   const ScalarType dtype = key_store.scalar_type();
   check.floats("value_store", value_store, 3, dtype);
   check.floats("key", key, 3, dtype);
   check.floats("value", value, 3, dtype);
-  for (int64_t dim = 0; dim < 3; ++dim) {
-    check.size("value_store", value_store, dim, key_store.size(dim));
-  }
+  check.sizes("value_store", value_store, key_store);
   check.index("slots", slots, key.size(0));
-  for (int64_t dim = 1; dim < 3; ++dim) check.size("key", key, dim, key_store.size(dim));
-  for (int64_t dim = 0; dim < 3; ++dim) check.size("value", value, dim, key.size(dim));
-  return {
+  check.sizes("key", key, key_store, 1);
+  check.sizes("value", value, key);
+  run<kv_append_cpu, kv_append_cuda>(KvAppendParams{
       .key = side_of(key_store, key),
       .value = side_of(value_store, value),
       .slots = slots.const_data_ptr<int64_t>(),
@@ -39,8 +38,13 @@ KvAppendParams check_kv_append(const Checks& check, const Tensor& key_store,
       .num_slots = key_store.size(0),
       .num_kv_heads = key_store.size(1),
       .head_dim = key_store.size(2),
-      .element_bytes = static_cast<int64_t>(key_store.element_size()),
-  };
+      .element_bytes = element_bytes(dtype),
+      .device = check.device(),
+  });
 }
+
+}  // namespace
+
+constinit Operator* const kv_append_operator = TORCH_BOX(&kv_append);
 
 }  // namespace lazyllm

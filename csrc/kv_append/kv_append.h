@@ -9,7 +9,7 @@
 // included. New and stored tensors must not overlap. Empty input is legal. Deterministic.
 #pragma once
 
-#include "../common/checks.h"
+#include "../common/operator.h"
 
 namespace lazyllm {
 
@@ -32,15 +32,12 @@ struct KvAppendParams {
   int64_t num_kv_heads;
   int64_t head_dim;
   int64_t element_bytes;
+  int32_t device = kCpu;
 };
 
-KvAppendParams check_kv_append(const Checks& check, const Tensor& key_store,
-                               const Tensor& value_store, const Tensor& slots, const Tensor& key,
-                               const Tensor& value);
+extern Operator* const kv_append_operator;
 
-void kv_append_cpu(Tensor key_store, Tensor value_store, const Tensor& slots, const Tensor& key,
-                   const Tensor& value);
-void kv_append_cuda(Tensor key_store, Tensor value_store, const Tensor& slots, const Tensor& key,
-                    const Tensor& value);
+void kv_append_cpu(const KvAppendParams& params);
+void kv_append_cuda(const KvAppendParams& params);
 
 }  // namespace lazyllm

@@ -1,7 +1,6 @@
-#include <torch/csrc/stable/ops.h>
-
 #include <cstring>
 
+#include "../common/values.h"
 #include "../cpu/parallel.h"
 #include "kv_append.h"
 
@@ -32,18 +31,13 @@ void append_all(const KvAppendParams& p, const KvAppendSide& side, int64_t begin
 
 }  // namespace
 
-void kv_append_cpu(Tensor key_store, Tensor value_store, const Tensor& slots, const Tensor& key,
-                   const Tensor& value) {
-  const Checks check("kv_append_", key_store);
-  const KvAppendParams p = check_kv_append(check, key_store, value_store, slots, key, value);
-  check.index_values("slots", p.slots, p.tokens, p.num_slots);
+void kv_append_cpu(const KvAppendParams& p) {
+  check_index_values("kv_append_", "slots", p.slots, p.tokens, p.num_slots);
   const int64_t token_bytes = 2 * p.num_kv_heads * p.head_dim * p.element_bytes;
-  if (token_bytes == 0) return;
-  torch::stable::parallel_for(0, p.tokens, copy_grain(token_bytes),
-                              [&](int64_t begin, int64_t end) {
-                                append_all(p, p.key, begin, end);
-                                append_all(p, p.value, begin, end);
-                              });
+  copy_in_parallel(p.tokens, token_bytes, [&](int64_t begin, int64_t end) {
+    append_all(p, p.key, begin, end);
+    append_all(p, p.value, begin, end);
+  });
 }
 
 }  // namespace lazyllm

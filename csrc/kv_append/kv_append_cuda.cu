@@ -64,12 +64,8 @@ bool heads_are_neighbours(const KvAppendSide& side, int64_t head_dim) {
 }  // namespace
 }  // namespace cuda
 
-void kv_append_cuda(Tensor key_store, Tensor value_store, const Tensor& slots, const Tensor& key,
-                    const Tensor& value) {
-  constexpr char kOp[] = "kv_append_";
-  const KvAppendParams op =
-      check_kv_append(Checks(kOp, key_store), key_store, value_store, slots, key, value);
-  const cuda::Launcher launcher(kOp, key_store.get_device_index());
+void kv_append_cuda(const KvAppendParams& op) {
+  const cuda::Launcher launcher("kv_append_", op.device);
   if (op.tokens == 0 || op.num_kv_heads == 0 || op.head_dim == 0) return;
 
   const bool merged = op.num_kv_heads == 1 || (cuda::heads_are_neighbours(op.key, op.head_dim) &&
@@ -90,7 +86,7 @@ void kv_append_cuda(Tensor key_store, Tensor value_store, const Tensor& slots, c
         launch.op.key = cuda::in_words(op.key, elements);
         launch.op.value = cuda::in_words(op.value, elements);
         const dim3 block = cuda::copy_block(num_heads * launch.head_words);
-        const dim3 grid(static_cast<unsigned>((op.tokens + block.y - 1) / block.y), 2);
+        const dim3 grid(cuda::num_blocks(op.tokens, block.y), 2);
         launcher.launch(cuda::kv_append_kernel<decltype(word)>, grid, block, 0, launch);
       });
 }

@@ -26,34 +26,35 @@
 // gives in a batch what it gives alone, as far as the rows of linear do.
 #pragma once
 
-#include <optional>
-#include <string>
-#include <vector>
-
-#include "../common/checks.h"
+#include "../attention/lazy_attention.h"
 #include "../gate/gated_activation.h"
+#include "../kv_append/kv_append.h"
+#include "../linear/linear.h"
+#include "../norm/rms_norm.h"
+#include "../rotary/rotate.h"
 
 namespace lazyllm {
 
-// What the arguments have in common.
-struct DecoderLayerShape {
+// The operators that the layer is made of have here what its arguments say of them; what they hand to
+// each other, and for how many rows, is left to the layer.
+struct DecoderLayerParams {
+  const void* hidden;  // [rows, channels]
+  void* output;        // [rows, channels], contiguous
   int64_t rows;
-  int64_t hidden;
-  int64_t num_heads;
-  int64_t num_kv_heads;
-  int64_t head_dim;
-  int64_t inner;  // of the MLP
+  int64_t channels;
+  int64_t hidden_stride;  // in elements
+  LinearParams q, k, v, o, gate, up, down;
+  RmsNormParams input_norm, mlp_norm;
+  RmsNormParams q_norm, k_norm, attention_out_norm, mlp_out_norm;  // or with a weight that is null
+  RotateParams rotary;
+  KvAppendParams append;
+  LazyAttentionParams attention;
   Activation activation;
   ScalarType dtype;
 };
 
-Tensor decoder_layer_cpu(const Tensor& hidden, Tensor key_store, Tensor value_store,
-                         const Tensor& slots, const Tensor& query_index,
-                         const Tensor& query_offsets, const Tensor& key_slots,
-                         const Tensor& key_index, const Tensor& key_offsets, const Tensor& cos,
-                         const Tensor& sin, std::vector<Tensor> weights,
-                         std::vector<std::optional<Tensor>> optional, double eps, double offset,
-                         double scale, int64_t window, double softcap, bool interleaved,
-                         std::string activation);
+extern Operator* const decoder_layer_operator;
+
+void decoder_layer_cpu(const DecoderLayerParams& params);
 
 }  // namespace lazyllm

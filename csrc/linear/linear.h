@@ -9,9 +9,7 @@
 // of bfloat16 (AMX): there it does so from four rows on, and sums in another order than of fewer.
 #pragma once
 
-#include <optional>
-
-#include "../common/checks.h"
+#include "../common/operator.h"
 
 namespace lazyllm {
 
@@ -20,19 +18,19 @@ struct LinearParams {
   const void* x;       // [rows, in]
   const void* weight;  // [out, in]
   const void* bias;    // [out], or null
-  void* output;        // [rows, out], set by the backend
+  void* output;        // [rows, out], contiguous
   int64_t rows;
   int64_t in;
   int64_t out;
   int64_t x_stride;
   int64_t weight_stride;
   ScalarType dtype;
+  int32_t device = kCpu;
 };
 
-LinearParams check_linear(const Checks& check, const Tensor& x, const Tensor& weight,
-                          const std::optional<Tensor>& bias);
+extern Operator* const linear_operator;
 
-Tensor linear_cpu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias);
-Tensor linear_cuda(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias);
+void linear_cpu(const LinearParams& params);
+void linear_cuda(const LinearParams& params);
 
 }  // namespace lazyllm

@@ -1,7 +1,5 @@
 #include "linear_cpu.h"
 
-#include <torch/csrc/stable/ops.h>
-
 #include <algorithm>
 
 #include "../cpu/scratch.h"
@@ -17,26 +15,19 @@ namespace {
 // A task's weights, and from how many on threads are woken: 10 to 20 us of one core's bandwidth.
 constexpr int64_t kTaskBytes = 128 * 1024;
 
-LinearKernels linear_kernels(ScalarType dtype) {
-  LinearKernels kernels;
-  visit_float(dtype, [&](auto type) {
-    using T = typename decltype(type)::type;
-    LAZYLLM_CALL_KERNEL(fill_kernels<T>(kernels));
-  });
-  return kernels;
-}
-
 }  // namespace
 
 void multiply_rows(const LinearParams* parts, int64_t count) {
   const LinearParams& p = parts[0];
-  const LinearKernels kernels = linear_kernels(p.dtype);
+  if (p.rows == 0) return;
+  LinearKernels kernels{};
+  LAZYLLM_CALL_TYPED_KERNEL(p.dtype, fill_kernels<T>(kernels));
   const LinearWay way =
       std::all_of(parts, parts + count, kernels.fits_tiles) ? kernels.tiles : kernels.vectors;
   const Scratch packed(way.packed_floats(p));
   way.pack_rows(p, packed.data());
 
-  const int64_t weight_bytes = std::max<int64_t>(1, p.in * (p.dtype == ScalarType::Float ? 4 : 2));
+  const int64_t weight_bytes = std::max<int64_t>(1, p.in * element_bytes(p.dtype));
   const int64_t columns =
       std::max<int64_t>(way.columns, kTaskBytes / weight_bytes / way.columns * way.columns);
   const auto tasks_of = [&](const LinearParams& part) {
@@ -57,13 +48,8 @@ void multiply_rows(const LinearParams* parts, int64_t count) {
             });
 }
 
-Tensor linear_cpu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
-  const Checks check("linear", x);
-  LinearParams p = check_linear(check, x, weight, bias);
-  Tensor output = torch::stable::new_empty(x, {p.rows, p.out});
-  p.output = output.mutable_data_ptr();
-  if (p.rows > 0 && p.out > 0) multiply_rows(&p, 1);
-  return output;
+void linear_cpu(const LinearParams& p) {
+  if (p.out > 0) multiply_rows(&p, 1);
 }
 
 }  // namespace lazyllm

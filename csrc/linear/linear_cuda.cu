@@ -1,7 +1,7 @@
 // linear on CUDA: a warp for each column of the output and a few rows, the weights read once for them.
 
+#include "../cuda/arguments.cuh"
 #include "../cuda/launch.cuh"
-#include "../cuda/tensors.cuh"
 #include "linear.h"
 
 namespace lazyllm {
@@ -52,8 +52,7 @@ __global__ void __launch_bounds__(kColumns* kWarpSize) linear_kernel(const Linea
 
 template <typename T>
 void launch_linear(const Launcher& launcher, const LinearParams& op) {
-  const dim3 grid(static_cast<unsigned>((op.out + kColumns - 1) / kColumns),
-                  static_cast<unsigned>((op.rows + kRows - 1) / kRows));
+  const dim3 grid(num_blocks(op.out, kColumns), num_blocks(op.rows, kRows));
   const dim3 block(kWarpSize, kColumns);
   if (in_packs<T>(op.in, {op.x, op.weight}, {op.x_stride, op.weight_stride})) {
     launcher.launch(linear_kernel<T, kPack<T>>, grid, block, 0, op);
@@ -65,16 +64,10 @@ void launch_linear(const Launcher& launcher, const LinearParams& op) {
 }  // namespace
 }  // namespace cuda
 
-Tensor linear_cuda(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
-  constexpr char kOp[] = "linear";
-  LinearParams op = check_linear(Checks(kOp, x), x, weight, bias);
-  const cuda::Launcher launcher(kOp, x.get_device_index());
-  Tensor output = torch::stable::new_empty(x, {op.rows, op.out});
-  op.output = output.mutable_data_ptr();
-  visit_float(op.dtype, [&](auto type) {
-    cuda::launch_linear<cuda::DeviceType<typename decltype(type)::type>>(launcher, op);
-  });
-  return output;
+void linear_cuda(const LinearParams& op) {
+  const cuda::Launcher launcher("linear", op.device);
+  cuda::visit_element(op.dtype,
+                      [&](auto element) { cuda::launch_linear<decltype(element)>(launcher, op); });
 }
 
 }  // namespace lazyllm

@@ -9,7 +9,7 @@
 // input is legal. Deterministic; a row gives what it gives alone.
 #pragma once
 
-#include "../common/checks.h"
+#include "../common/operator.h"
 
 namespace lazyllm {
 
@@ -17,20 +17,19 @@ namespace lazyllm {
 struct RmsNormParams {
   const void* x;       // [rows, dim]
   const void* weight;  // [dim]
-  void* output;        // [rows, dim], contiguous, set by the backend
+  void* output;        // [rows, dim], contiguous
   int64_t rows;
   int64_t dim;
   int64_t x_stride;
   float eps;
   float offset;
   ScalarType dtype;
+  int32_t device = kCpu;
 };
 
-RmsNormParams check_rms_norm(const Checks& check, const Tensor& x, const Tensor& weight, double eps,
-                             double offset);
+extern Operator* const rms_norm_operator;
 
-void norm_rows_cpu(const RmsNormParams& params);
-Tensor rms_norm_cpu(const Tensor& x, const Tensor& weight, double eps, double offset);
-Tensor rms_norm_cuda(const Tensor& x, const Tensor& weight, double eps, double offset);
+void rms_norm_cpu(const RmsNormParams& params);
+void rms_norm_cuda(const RmsNormParams& params);
 
 }  // namespace lazyllm

@@ -1,7 +1,7 @@
 // rms_norm on CUDA: a warp for each row, 16 bytes a load where aligned.
 
+#include "../cuda/arguments.cuh"
 #include "../cuda/launch.cuh"
-#include "../cuda/tensors.cuh"
 #include "rms_norm.h"
 
 namespace lazyllm {
@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(kRows* kWarpSize) rms_norm_kernel(const RmsNor
 
 template <typename T>
 void launch_rms_norm(const Launcher& launcher, const RmsNormParams& op) {
-  const dim3 grid(static_cast<unsigned>((op.rows + kRows - 1) / kRows));
+  const dim3 grid(num_blocks(op.rows, kRows));
   const dim3 block(kWarpSize, kRows);
   if (in_packs<T>(op.dim, {op.x, op.weight, op.output}, {op.x_stride})) {
     launcher.launch(rms_norm_kernel<T, kPack<T>>, grid, block, 0, op);
@@ -59,17 +59,11 @@ void launch_rms_norm(const Launcher& launcher, const RmsNormParams& op) {
 }  // namespace
 }  // namespace cuda
 
-Tensor rms_norm_cuda(const Tensor& x, const Tensor& weight, double eps, double offset) {
-  constexpr char kOp[] = "rms_norm";
-  RmsNormParams op = check_rms_norm(Checks(kOp, x), x, weight, eps, offset);
-  const cuda::Launcher launcher(kOp, x.get_device_index());
-  Tensor output = torch::stable::new_empty(x, {op.rows, op.dim});
-  op.output = output.mutable_data_ptr();
-  if (op.dim == 0) return output;
-  visit_float(op.dtype, [&](auto type) {
-    cuda::launch_rms_norm<cuda::DeviceType<typename decltype(type)::type>>(launcher, op);
-  });
-  return output;
+void rms_norm_cuda(const RmsNormParams& op) {
+  const cuda::Launcher launcher("rms_norm", op.device);
+  if (op.dim == 0) return;
+  cuda::visit_element(
+      op.dtype, [&](auto element) { cuda::launch_rms_norm<decltype(element)>(launcher, op); });
 }
 
 }  // namespace lazyllm

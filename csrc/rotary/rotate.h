@@ -23,7 +23,7 @@ struct RotateParams {
   const void* x;    // [rows, num_heads, head_dim]
   const void* cos;  // [rows, half]
   const void* sin;  // [rows, half]
-  void* output;     // [rows, num_heads, head_dim], contiguous, set by the backend
+  void* output;     // [rows, num_heads, head_dim], contiguous
   int64_t rows;
   int64_t num_heads;
   int64_t head_dim;
@@ -34,13 +34,16 @@ struct RotateParams {
   int64_t sin_stride;
   bool interleaved;
   ScalarType dtype;
+  int32_t device = kCpu;
 };
 
-RotateParams check_rotate(const Checks& check, const Tensor& x, const Tensor& cos,
-                          const Tensor& sin, bool interleaved);
+// cos and sin for heads of `head_dim`, of x's rows and dtype.
+void check_rotary(const Checks& check, const Tensor& cos, const Tensor& sin, int64_t rows,
+                  int64_t head_dim, ScalarType dtype);
 
-void rotate_rows_cpu(const RotateParams& params);
-Tensor rotate_cpu(const Tensor& x, const Tensor& cos, const Tensor& sin, bool interleaved);
-Tensor rotate_cuda(const Tensor& x, const Tensor& cos, const Tensor& sin, bool interleaved);
+extern Operator* const rotate_operator;
+
+void rotate_cpu(const RotateParams& params);
+void rotate_cuda(const RotateParams& params);
 
 }  // namespace lazyllm

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
+#include "../cuda/arguments.cuh"
 #include "../cuda/launch.cuh"
-#include "../cuda/tensors.cuh"
 #include "rotate.h"
 
 namespace lazyllm {
@@ -89,34 +89,31 @@ dim3 block_of(int64_t steps) {
 }
 
 template <typename T, int kStep>
-void launch_rotate(const Launcher& launcher, const RotateParams& op) {
+void launch_steps(const Launcher& launcher, const RotateParams& op) {
   const dim3 block = block_of(std::max(op.half, op.head_dim - 2 * op.half) / kStep);
-  const dim3 grid(static_cast<unsigned>((op.rows + block.y - 1) / block.y),
+  const dim3 grid(num_blocks(op.rows, block.y),
                   static_cast<unsigned>(std::min(op.num_heads, kMostHeads)));
   launcher.launch(rotate_kernel<T, kStep>, grid, block, 0, op);
+}
+
+template <typename T>
+void launch_rotate(const Launcher& launcher, const RotateParams& op) {
+  if (in_packs<T>(op.half, {op.x, op.cos, op.sin, op.output},
+                  {op.head_dim, op.x_row_stride, op.x_head_stride, op.cos_stride, op.sin_stride})) {
+    launch_steps<T, kPack<T>>(launcher, op);
+  } else {
+    launch_steps<T, 1>(launcher, op);
+  }
 }
 
 }  // namespace
 }  // namespace cuda
 
-Tensor rotate_cuda(const Tensor& x, const Tensor& cos, const Tensor& sin, bool interleaved) {
-  constexpr char kOp[] = "rotate";
-  RotateParams op = check_rotate(Checks(kOp, x), x, cos, sin, interleaved);
-  const cuda::Launcher launcher(kOp, x.get_device_index());
-  Tensor output = torch::stable::new_empty(x, {op.rows, op.num_heads, op.head_dim});
-  op.output = output.mutable_data_ptr();
-  if (op.head_dim == 0) return output;
-  visit_float(op.dtype, [&](auto type) {
-    using T = cuda::DeviceType<typename decltype(type)::type>;
-    if (cuda::in_packs<T>(
-            op.half, {op.x, op.cos, op.sin, op.output},
-            {op.head_dim, op.x_row_stride, op.x_head_stride, op.cos_stride, op.sin_stride})) {
-      cuda::launch_rotate<T, cuda::kPack<T>>(launcher, op);
-    } else {
-      cuda::launch_rotate<T, 1>(launcher, op);
-    }
-  });
-  return output;
+void rotate_cuda(const RotateParams& op) {
+  const cuda::Launcher launcher("rotate", op.device);
+  if (op.head_dim == 0) return;
+  cuda::visit_element(op.dtype,
+                      [&](auto element) { cuda::launch_rotate<decltype(element)>(launcher, op); });
 }
 
 }  // namespace lazyllm

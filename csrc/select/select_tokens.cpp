@@ -1,14 +1,21 @@
-// The checks of select_tokens that CPU and CUDA share.
 #include "select_tokens.h"
 
-namespace lazyllm {
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
 
-SelectTokensParams check_select_tokens(const Checks& check, const Tensor& importance,
-                                       const Tensor& lengths, const Tensor& candidates,
-                                       const Tensor& candidate_offsets, const Tensor& targets,
-                                       const Tensor& out_offsets, int64_t out_size, int64_t pool,
-                                       int64_t protect_first, int64_t protect_last,
-                                       bool cover_protected) {
+#include <tuple>
+
+#include "../common/checks.h"
+
+namespace lazyllm {
+namespace {
+
+std::tuple<Tensor, Tensor> select_tokens(const Tensor& importance, const Tensor& lengths,
+                                         const Tensor& candidates, const Tensor& candidate_offsets,
+                                         const Tensor& targets, const Tensor& out_offsets,
+                                         int64_t out_size, int64_t pool, int64_t protect_first,
+                                         int64_t protect_last, bool cover_protected) {
+  const Checks check("select_tokens", importance);
   check.floats("importance", importance, 2, ScalarType::Float);
   check.index("lengths", lengths);
   const int64_t batch = lengths.size(0);
@@ -23,7 +30,9 @@ SelectTokensParams check_select_tokens(const Checks& check, const Tensor& import
   }
   check.at_least("protect_first", protect_first, 0);
   check.at_least("protect_last", protect_last, 0);
-  return {
+  Tensor indices = torch::stable::new_empty(lengths, {out_size});
+  Tensor selected = torch::stable::new_empty(lengths, {batch});
+  run<select_tokens_cpu, select_tokens_cuda>(SelectTokensParams{
       .importance = importance.const_data_ptr<float>(),
       .lengths = lengths.const_data_ptr<int64_t>(),
       .candidates = candidates.const_data_ptr<int64_t>(),
@@ -39,9 +48,15 @@ SelectTokensParams check_select_tokens(const Checks& check, const Tensor& import
       .protect_first = protect_first,
       .protect_last = protect_last,
       .cover_protected = cover_protected,
-      .indices = nullptr,
-      .selected = nullptr,
-  };
+      .indices = indices.mutable_data_ptr<int64_t>(),
+      .selected = selected.mutable_data_ptr<int64_t>(),
+      .device = check.device(),
+  });
+  return {indices, selected};
 }
+
+}  // namespace
+
+constinit Operator* const select_tokens_operator = TORCH_BOX(&select_tokens);
 
 }  // namespace lazyllm

@@ -19,9 +19,7 @@
 // Empty input is legal. Nothing is aliased.
 #pragma once
 
-#include <tuple>
-
-#include "../common/checks.h"
+#include "../common/operator.h"
 
 namespace lazyllm {
 
@@ -41,28 +39,14 @@ struct SelectTokensParams {
   int64_t protect_first;
   int64_t protect_last;
   bool cover_protected;
-  int64_t* indices;   // [out_size], set by the backend
-  int64_t* selected;  // [batch], set by the backend
+  int64_t* indices;   // [out_size]
+  int64_t* selected;  // [batch]
+  int32_t device = kCpu;
 };
 
-SelectTokensParams check_select_tokens(const Checks& check, const Tensor& importance,
-                                       const Tensor& lengths, const Tensor& candidates,
-                                       const Tensor& candidate_offsets, const Tensor& targets,
-                                       const Tensor& out_offsets, int64_t out_size, int64_t pool,
-                                       int64_t protect_first, int64_t protect_last,
-                                       bool cover_protected);
+extern Operator* const select_tokens_operator;
 
-std::tuple<Tensor, Tensor> select_tokens_cpu(const Tensor& importance, const Tensor& lengths,
-                                             const Tensor& candidates,
-                                             const Tensor& candidate_offsets, const Tensor& targets,
-                                             const Tensor& out_offsets, int64_t out_size,
-                                             int64_t pool, int64_t protect_first,
-                                             int64_t protect_last, bool cover_protected);
-std::tuple<Tensor, Tensor> select_tokens_cuda(const Tensor& importance, const Tensor& lengths,
-                                              const Tensor& candidates,
-                                              const Tensor& candidate_offsets,
-                                              const Tensor& targets, const Tensor& out_offsets,
-                                              int64_t out_size, int64_t pool, int64_t protect_first,
-                                              int64_t protect_last, bool cover_protected);
+void select_tokens_cpu(const SelectTokensParams& params);
+void select_tokens_cuda(const SelectTokensParams& params);
 
 }  // namespace lazyllm

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <memory>
 
+#include "../common/values.h"
 #include "select_tokens.h"
 
 #define LAZYLLM_KERNEL "../select/select_tokens_kernel.inc"
@@ -10,6 +11,8 @@
 
 namespace lazyllm {
 namespace {
+
+constexpr char kOp[] = "select_tokens";
 
 // Fewer tokens than this are selected in less time than it takes to wake a thread (some 10 us).
 constexpr int64_t kGrainTokens = 8 * 1024;
@@ -22,7 +25,7 @@ bool are_plain(const int64_t* candidates, int64_t size, int64_t n) {
   return plain;
 }
 
-void check_candidates(const Checks& check, const SelectTokensParams& p, int64_t b) {
+void check_candidates(const SelectTokensParams& p, int64_t b) {
   const int64_t n = p.lengths[b];
   const int64_t size = p.candidate_offsets[b + 1] - p.candidate_offsets[b];
   if (are_plain(p.candidates + p.candidate_offsets[b], size, n)) return;
@@ -31,25 +34,25 @@ void check_candidates(const Checks& check, const SelectTokensParams& p, int64_t 
     const int64_t j = p.candidates[i];
     if (j == -1) continue;
     if (j < -1 || j >= n) {
-      check.refuse("candidates", "-1 to " + std::to_string(n - 1),
-                   std::to_string(j) + " at place " + std::to_string(i));
+      refuse(kOp, "candidates", "-1 to " + std::to_string(n - 1),
+             std::to_string(j) + " at place " + std::to_string(i));
     }
     if (j <= before) {
-      check.refuse("candidates", "ascending tokens",
-                   std::to_string(before) + " before " + std::to_string(j));
+      refuse(kOp, "candidates", "ascending tokens",
+             std::to_string(before) + " before " + std::to_string(j));
     }
     before = j;
   }
 }
 
-void check_values(const Checks& check, const SelectTokensParams& p) {
-  check.offset_values("candidate_offsets", p.candidate_offsets, p.batch, p.num_candidates);
-  check.offset_values("out_offsets", p.out_offsets, p.batch, p.out_size);
+void check_values(const SelectTokensParams& p) {
+  check_offset_values(kOp, "candidate_offsets", p.candidate_offsets, p.batch, p.num_candidates);
+  check_offset_values(kOp, "out_offsets", p.out_offsets, p.batch, p.out_size);
   for (int64_t b = 0; b < p.batch; ++b) {
     if (p.lengths[b] < 0 || p.lengths[b] > p.columns) {
-      check.refuse("lengths", "0 to " + std::to_string(p.columns), std::to_string(p.lengths[b]));
+      refuse(kOp, "lengths", "0 to " + std::to_string(p.columns), std::to_string(p.lengths[b]));
     }
-    check_candidates(check, p, b);
+    check_candidates(p, b);
   }
 }
 
@@ -68,35 +71,20 @@ void select_sequences(const SelectTokensParams& p, int64_t begin, int64_t end) {
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> select_tokens_cpu(const Tensor& importance, const Tensor& lengths,
-                                             const Tensor& candidates,
-                                             const Tensor& candidate_offsets, const Tensor& targets,
-                                             const Tensor& out_offsets, int64_t out_size,
-                                             int64_t pool, int64_t protect_first,
-                                             int64_t protect_last, bool cover_protected) {
-  const Checks check("select_tokens", importance);
-  SelectTokensParams p = check_select_tokens(check, importance, lengths, candidates,
-                                             candidate_offsets, targets, out_offsets, out_size,
-                                             pool, protect_first, protect_last, cover_protected);
-  check_values(check, p);
-  const Tensor indices = torch::stable::new_empty(lengths, {out_size});
-  const Tensor selected = torch::stable::new_empty(lengths, {p.batch});
-  p.indices = indices.mutable_data_ptr<int64_t>();
-  p.selected = selected.mutable_data_ptr<int64_t>();
-
+void select_tokens_cpu(const SelectTokensParams& p) {
+  check_values(p);
   const int64_t grain = std::max<int64_t>(1, kGrainTokens / std::max<int64_t>(1, p.columns));
   torch::stable::parallel_for(0, p.batch, grain,
                               [&](int64_t begin, int64_t end) { select_sequences(p, begin, end); });
   for (int64_t b = 0; b < p.batch; ++b) {
     const int64_t room = p.out_offsets[b + 1] - p.out_offsets[b];
     if (p.selected[b] > room) {
-      check.refuse(
-          "out_offsets",
+      refuse(
+          kOp, "out_offsets",
           "room for " + std::to_string(p.selected[b]) + " tokens of sequence " + std::to_string(b),
           std::to_string(room));
     }
   }
-  return {indices, selected};
 }
 
 }  // namespace lazyllm

@@ -1,12 +1,9 @@
 // select_tokens on CUDA: one block a sequence ranks its candidates, finds the last rank that is
 // selected by an exact radix select, and writes the selection in ascending order.
 
-#include <torch/csrc/stable/ops.h>
-
 #include "../cuda/launch.cuh"
 #include "../cuda/reduce.cuh"
 #include "../cuda/sequences.cuh"
-#include "../cuda/tensors.cuh"
 #include "select_tokens.h"
 
 namespace lazyllm {
@@ -284,29 +281,15 @@ __global__ void __launch_bounds__(kSelectThreads) select_tokens_kernel(const Sel
 }  // namespace
 }  // namespace cuda
 
-std::tuple<Tensor, Tensor> select_tokens_cuda(const Tensor& importance, const Tensor& lengths,
-                                              const Tensor& candidates,
-                                              const Tensor& candidate_offsets,
-                                              const Tensor& targets, const Tensor& out_offsets,
-                                              int64_t out_size, int64_t pool, int64_t protect_first,
-                                              int64_t protect_last, bool cover_protected) {
-  constexpr char kOp[] = "select_tokens";
-  cuda::SelectLaunch launch{
-      check_select_tokens(Checks(kOp, importance), importance, lengths, candidates,
-                          candidate_offsets, targets, out_offsets, out_size, pool, protect_first,
-                          protect_last, cover_protected),
-      nullptr};
-  const cuda::Launcher launcher(kOp, importance.get_device_index());
-  Tensor indices = torch::stable::new_empty(candidates, {out_size});
-  Tensor selected = torch::stable::new_empty(lengths, {launch.op.batch});
-  if (launch.op.batch == 0) return {torch::stable::fill_(indices, -1), selected};
-  Tensor scores = cuda::new_words(importance, launch.op.num_candidates);
-  launch.op.indices = static_cast<int64_t*>(indices.mutable_data_ptr());
-  launch.op.selected = static_cast<int64_t*>(selected.mutable_data_ptr());
-  launch.scores = static_cast<uint32_t*>(scores.mutable_data_ptr());
-  launcher.launch(cuda::select_tokens_kernel, static_cast<unsigned>(launch.op.batch),
-                  cuda::kSelectThreads, 0, launch);
-  return {indices, selected};
+void select_tokens_cuda(const SelectTokensParams& op) {
+  const cuda::Launcher launcher("select_tokens", op.device);
+  if (op.batch == 0) {  // every byte of -1
+    launcher.fill(op.indices, 0xff, op.out_size * static_cast<int64_t>(sizeof(int64_t)));
+    return;
+  }
+  const cuda::DeviceMemory<uint32_t> scores = launcher.allocate<uint32_t>(op.num_candidates);
+  launcher.launch(cuda::select_tokens_kernel, static_cast<unsigned>(op.batch), cuda::kSelectThreads,
+                  0, {op, scores.data()});
 }
 
 }  // namespace lazyllm

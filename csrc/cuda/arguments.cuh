@@ -1,46 +1,35 @@
-// What the launchers ask of tensors: scratch, alignment, the device's name of an element type.
+// What the launchers ask of an operator's arguments: element type, head size, alignment.
 #pragma once
-
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
 #include <initializer_list>
 #include <string>
 
-#include "../common/checks.h"
+#include "../common/types.h"
+#include "../common/values.h"
 #include "numeric.cuh"
 
 namespace lazyllm::cuda {
 
-template <typename T>
-struct DeviceTypeOf {
-  using type = T;
-};
-template <>
-struct DeviceTypeOf<Half> {
-  using type = __half;
-};
-template <>
-struct DeviceTypeOf<BFloat16> {
-  using type = __nv_bfloat16;
-};
-
-/// The type of CUDA's own headers for an element type of torch's.
-template <typename T>
-using DeviceType = typename DeviceTypeOf<T>::type;
-
-/// Scratch of one call on the device of `like`: `count` words of 4 bytes, uninitialized, aligned to
-/// any vector. It comes from torch's allocator in stream order, so a CUDA graph can hold it.
-inline torch::stable::Tensor new_words(const torch::stable::Tensor& like, int64_t count) {
-  return torch::stable::new_empty(like, {count}, ScalarType::Float);
+/// visitor(an element of the type that CUDA's own headers have for a float dtype), which has been
+/// checked before.
+template <typename Visitor>
+void visit_element(ScalarType dtype, Visitor visitor) {
+  switch (dtype) {
+    case ScalarType::BFloat16:
+      return visitor(__nv_bfloat16{});
+    case ScalarType::Half:
+      return visitor(__half{});
+    default:
+      return visitor(0.0f);
+  }
 }
 
 /// The widest head that a block's shared memory and registers are laid out for.
-inline void check_head_dim(const Checks& check, int64_t head_dim) {
+inline void check_head_dim(const char* op, int64_t head_dim) {
   constexpr int64_t kMostHeadDim = 256;
   if (head_dim > kMostHeadDim) {
-    check.refuse("query", "a head_dim of at most 256 on CUDA", std::to_string(head_dim));
+    refuse(op, "query", "a head_dim of at most 256 on CUDA", std::to_string(head_dim));
   }
 }
 
