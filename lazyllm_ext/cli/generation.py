@@ -18,21 +18,13 @@ _WARM_UP_TOKENS = 64
 
 @dataclass(frozen=True)
 class TimedAnswer:
-    """What one generation gave, and when its tokens came.
+    """What one generation gave, and when its tokens came."""
 
-    Attributes:
-        tokens: the new tokens.
-        text: the same as text, without special tokens.
-        ttft: seconds from the call of `generate` to its first token.
-        tokens_per_second: of the tokens after the first; None for a single token.
-        kv_bytes: of the cache, if it is transformers' own.
-    """
-
-    tokens: list[int]
-    text: str
-    ttft: float
-    tokens_per_second: float | None
-    kv_bytes: int | None
+    tokens: list[int]  # the new tokens
+    text: str  # the same as text, without special tokens
+    ttft: float  # seconds from the call of `generate` to its first token
+    tokens_per_second: float | None  # of the tokens after the first; None for a single token
+    kv_bytes: int | None  # of the cache, if it is transformers' own
 
 
 class TimedStreamer(TextStreamer):

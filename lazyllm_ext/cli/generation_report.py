@@ -18,24 +18,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GenerationReport:
-    """Everything that is shown.
-
-    Attributes:
-        model: its name.
-        dtype, device: of its weights.
-        schedule: its name.
-        computed: what LazyLLM computed.
-        lazy: LazyLLM's answer.
-        dense: the dense model's; None where it was not compared.
-    """
+    """Everything that is shown."""
 
     model: str
-    dtype: str
+    dtype: str  # of the weights
     device: str
     schedule: str
-    computed: Report
-    lazy: TimedAnswer
-    dense: TimedAnswer | None
+    computed: Report  # what LazyLLM computed
+    lazy: TimedAnswer  # LazyLLM's answer
+    dense: TimedAnswer | None  # the dense model's; None where it was not compared
 
     @property
     def dense_kv_bytes(self) -> int:

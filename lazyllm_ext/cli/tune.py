@@ -54,18 +54,11 @@ Runs = Annotated[int, typer.Option(min=1, help="Most schedules that are run.")]
 
 @dataclass(frozen=True)
 class Aim:
-    """A schedule to be found.
+    """A schedule to be found."""
 
-    Attributes:
-        kind: of prompts, the name of their file; empty where one schedule is for all.
-        items: the prompts.
-        faults: a sentence for every line that is no prompt.
-        output, report: where it is written.
-    """
-
-    kind: str
-    items: tuple[Item, ...]
-    faults: tuple[str, ...]
+    kind: str  # of prompts, the name of their file; empty where one schedule is for all
+    items: tuple[Item, ...]  # the prompts
+    faults: tuple[str, ...]  # a sentence for every line that is no prompt
     output: Path
     report: Path | None
 

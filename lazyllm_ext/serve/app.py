@@ -28,19 +28,12 @@ _CLIENT_LEFT = 499  # what servers log for it; nobody reads the response
 
 @dataclass(frozen=True)
 class Settings:
-    """What the server is told beside the model.
+    """What the server is told beside the model."""
 
-    Attributes:
-        name: the model's name in requests and responses.
-        max_queue: how many requests may wait.
-        api_key: what clients have to send; None for no check.
-        log: is told each request in one line.
-    """
-
-    name: str
-    max_queue: int = 16
-    api_key: str | None = None
-    log: Callable[[str], object] = lambda line: None
+    name: str  # the model's name in requests and responses
+    max_queue: int = 16  # how many requests may wait
+    api_key: str | None = None  # what clients have to send; None for no check
+    log: Callable[[str], object] = lambda line: None  # is told each request in one line
 
 
 def make_app(engine: Engine, settings: Settings) -> FastAPI:

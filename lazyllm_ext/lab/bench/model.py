@@ -52,25 +52,16 @@ _CONTEXT = 131072  # of the shapes; rotary embeddings do not care
 
 @dataclass(frozen=True)
 class TimedGeneration:
-    """One generation by one contender.
+    """One generation by one contender."""
 
-    Attributes:
-        ttft: seconds until the first token was there.
-        per_token: seconds for each token after it; 0 where there is none.
-        generation: seconds for all.
-        kv_bytes, aux_bytes: held at the end, spare room included.
-        needed_bytes: of the sets alone: C_s in every layer, and what waits.
-        tokens: what was generated.
-        kept: the active sets A_1 … A_S after the last step; None for transformers.
-    """
-
-    ttft: float
-    per_token: float
-    generation: float
-    kv_bytes: int
+    ttft: float  # seconds until the first token was there
+    per_token: float  # seconds for each token after it; 0 where there is none
+    generation: float  # seconds for all
+    kv_bytes: int  # this and the next: held at the end, spare room included
     aux_bytes: int
-    needed_bytes: int
-    tokens: list[int]
+    needed_bytes: int  # of the sets alone: C_s in every layer, and what waits
+    tokens: list[int]  # what was generated
+    # The active sets A_1 … A_S after the last step; None for transformers.
     kept: list[Tensor] | None
 
 

@@ -165,23 +165,14 @@ class LazySession:
 
 @dataclass(frozen=True)
 class Reduction:
-    """A prompt made shorter before the model computes it.
+    """A prompt made shorter before the model computes it."""
 
-    Attributes:
-        ids: [k] what is computed instead.
-        positions: [k] their positions.
-        following: position of the first token after them.
-        kept: tokens of the original prompt that are in it, and the layer that chose them.
-        operations: what finding it took.
-        computed_percent: with `ids` computed in all layers; see `Session.computed_percent`.
-    """
-
-    ids: Tensor
-    positions: Tensor
-    following: int
-    kept: Kept
-    operations: int
-    computed_percent: float
+    ids: Tensor  # [k] what is computed instead
+    positions: Tensor  # [k] their positions
+    following: int  # position of the first token after them
+    kept: Kept  # tokens of the original prompt that are in it, and the layer that chose them
+    operations: int  # what finding it took
+    computed_percent: float  # with `ids` computed in all layers; see `Session.computed_percent`
 
 
 class ReducedSession(PlainSession):

@@ -18,16 +18,11 @@ from .tasks import Item
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt as the model gets it.
+    """A prompt as the model gets it."""
 
-    Attributes:
-        text: the text that was tokenized, chat template and answer prefix included.
-        ids: [n] int64, on the model's device.
-        spans: for each token its begin and end in `text`; both equal for what the tokenizer added.
-    """
-
-    text: str
-    ids: Tensor
+    text: str  # the text that was tokenized, chat template and answer prefix included
+    ids: Tensor  # [n] int64, on the model's device
+    # For each token its begin and end in `text`; both equal for what the tokenizer added.
     spans: tuple[tuple[int, int], ...]
 
 
