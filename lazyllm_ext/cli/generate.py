@@ -131,12 +131,9 @@ def _prefill_bar(layers: int, tokens: int, shown: bool) -> Iterator[dict[str, An
 
     from lazyllm_ext.progress_bar import progress_bar
 
-    if not shown:
-        yield {}
-        return
     columns = (TextColumn("prefill"), BarColumn(), TextColumn("{task.description}"))
     with ExitStack() as stack:
-        draw = stack.enter_context(progress_bar(*columns, total=layers))
+        draw = stack.enter_context(progress_bar(*columns, total=layers, shown=shown))
 
         def show(done: int, tokens: int) -> None:
             draw(completed=done, description=f"layer {done} of {layers}, {tokens:,} tokens")

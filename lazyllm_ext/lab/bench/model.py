@@ -21,31 +21,14 @@ from lazyllm_ext.lab.tools.cost import active_sets
 from .request import RANDOM, BenchRequest
 
 # Shapes that random weights can take: where only time and memory are looked at.
-SHAPES: dict[str, dict[str, Any]] = {
-    "tiny": {
-        "vocab_size": 128,
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 6,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-    },
-    "llama-2-7b": {
-        "vocab_size": 32000,
-        "hidden_size": 4096,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 32,
-    },
-    "llama-3.1-8b": {
-        "vocab_size": 128256,
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-    },
+_SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size"),
+    *("num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+)
+SHAPES = {
+    "tiny": (128, 64, 128, 6, 4, 2),
+    "llama-2-7b": (32000, 4096, 11008, 32, 32, 32),
+    "llama-3.1-8b": (128256, 4096, 14336, 32, 32, 8),
 }
 _CONTEXT = 131072  # of the shapes; rotary embeddings do not care
 
@@ -181,7 +164,8 @@ class Model:
 def _random_model(name: str, dtype: str, device: str) -> Any:
     if name not in SHAPES:
         raise ValueError(f"model: expected {RANDOM} and one of {', '.join(SHAPES)}, got {name!r}")
-    config = LlamaConfig(**SHAPES[name], max_position_embeddings=_CONTEXT, eos_token_id=None)
+    sizes: dict[str, Any] = dict(zip(_SIZES, SHAPES[name], strict=True))
+    config = LlamaConfig(**sizes, max_position_embeddings=_CONTEXT, eos_token_id=None)
     torch.manual_seed(0)
     with torch.device(device):
         return AutoModelForCausalLM.from_config(

@@ -67,7 +67,7 @@ class BenchRequest:
         return ("transformers", *(("compiled",) if self.compiled else ()), *self.schedules)
 
 
-def numbers(name: str, text: str) -> tuple[int, ...]:
+def numbers(name: str, text: str, kind: str = "numbers") -> tuple[int, ...]:
     """'512,1024' -> (512, 1024).
 
     Raises:
@@ -76,7 +76,7 @@ def numbers(name: str, text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise ValueError(f"{name}: expected numbers with commas between, got {text!r}") from None
+        raise ValueError(f"{name}: expected {kind} with commas between, got {text!r}") from None
 
 
 def _listed(values: tuple[int, ...]) -> str:

@@ -15,7 +15,7 @@ from .report import write_report
 from .results import Record, Records, model_digest
 from .runner import Evaluation
 from .subject import Subject
-from .summary import EvaluationReport, Row, make_report, summarize
+from .summary import EvaluationReport, Row, summarize
 from .tasks import Item, Tasks, choose, read_tasks
 
 __all__ = [
@@ -34,7 +34,6 @@ __all__ = [
     "Tasks",
     "choose",
     "cut_prompts",
-    "make_report",
     "model_digest",
     "parse_contender",
     "parse_contenders",

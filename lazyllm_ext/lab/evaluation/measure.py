@@ -36,10 +36,6 @@ class Answer:
     seconds: list[float]  # from the start of the prefill to each token
     logits: list[Tensor]  # [vocab] each, of the first ones, as many as were asked for
 
-    def first(self, count: int) -> Answer:
-        """As if it had been stopped after so many tokens."""
-        return Answer(self.tokens[:count], self.seconds[:count], self.logits)
-
 
 @dataclass(frozen=True)
 class Measured:
@@ -82,7 +78,8 @@ def measure(
         answer = generate(other, logits, most, subject.stop, ttft, REFERENCE_TOKENS)
         reference = reference_of(answer)
         kl = 0.0
-        answer = answer.first(item.max_new_tokens)
+        most = item.max_new_tokens  # as if it had been stopped after so many
+        answer = Answer(answer.tokens[:most], answer.seconds[:most], answer.logits)
     else:
         kl = divergence(session.fork(), logits, reference)
         answer = generate(session, logits, item.max_new_tokens, subject.stop, ttft)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from statistics import fmean, median
 from typing import Any
 
@@ -53,11 +54,16 @@ class EvaluationReport:
 
     model: str
     setting: Mapping[str, Any]  # dtype, device and how prompts were made
-    against: str  # the contender that the others are compared with
     contenders: Sequence[Contender]
-    skipped: Sequence[str]  # sentences, one for every line or item that was left out
+    against: str  # the contender that the others are compared with
     records: Sequence[Record]
-    rows: Sequence[Row]  # see `summarize`
+    skipped: Sequence[str]  # sentences, one for every line or item that was left out
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """See `summarize`."""
+        names = [contender.name for contender in self.contenders]
+        return summarize(self.records, names, self.against)
 
     @property
     def title(self) -> str:
@@ -84,19 +90,6 @@ class EvaluationReport:
             "skipped": list(self.skipped),
             "rows": [asdict(row) for row in self.rows],
         }
-
-
-def make_report(
-    model: str,
-    setting: Mapping[str, Any],
-    contenders: Sequence[Contender],
-    against: str,
-    records: Sequence[Record],
-    skipped: Sequence[str],
-) -> EvaluationReport:
-    """The report of these records, each contender against one of them."""
-    rows = summarize(records, [contender.name for contender in contenders], against)
-    return EvaluationReport(model, setting, against, contenders, skipped, records, rows)
 
 
 Pair = tuple[Record, Record]  # of the same item: the contender's and the other's

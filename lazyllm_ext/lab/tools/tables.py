@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 
-def table_of(title: str, header: Sequence[str], lines: Iterable[Sequence[str]]) -> Table:
+def table_of(title: str | None, header: Sequence[str], lines: Iterable[Sequence[str]]) -> Table:
     """A table for a terminal; columns without a header are names, figures stand on the right."""
     table = Table(title=title, title_justify="left")
     for name in header:
