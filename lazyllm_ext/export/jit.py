@@ -1,4 +1,4 @@
-"""TorchScript without its noise: warnings, traces and a profiler that would only cost time.
+"""TorchScript: what compiles, writes, reads and runs it is here; `Program` is what it compiles.
 
 Torch says that TorchScript is deprecated; docs/export.md says what it is for and what it costs.
 """
@@ -7,13 +7,33 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+from torch import nn
 
 _RAISED = re.compile(r"(?:\w+\.)*\w*Error: (.+)")  # not indented, as quoted source is
 _CHECK = re.compile(r"\[enforce fail at \S+\][ .]*")
+
+
+def script(program: nn.Module) -> Any:
+    """A `Program`, compiled."""
+    with quiet():
+        return torch.jit.script(program)
+
+
+def save(scripted: Any, path: str, files: Mapping[str, str | bytes]) -> None:
+    """Write what `script` gave, with these files in it."""
+    with quiet():
+        torch.jit.save(scripted, path, _extra_files=files)
+
+
+def load(path: str) -> Any:
+    """The program that `save` wrote; to be called inside `running`."""
+    with quiet():
+        return torch.jit.load(path)
 
 
 @contextmanager

@@ -114,8 +114,8 @@ def load(
                 f"one: {os.fspath(tokenizer)}"
             )
     try:
-        with jit.running(), jit.quiet():
-            program: Any = torch.jit.load(os.fspath(path))
+        with jit.running():
+            program = jit.load(os.fspath(path))
             step = _load_step(path, program) if description.kind == "aoti" else None
             program.warm_up()
     # AttributeError and KeyError: not our program. UnicodeDecodeError: torch quotes damaged code.

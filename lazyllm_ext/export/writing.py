@@ -138,13 +138,12 @@ def _prepare(
 def _write(program: Program, path: Path, files: dict[str, Any], say: Say) -> None:
     """Script the program and write it, with these files (text or bytes) in it."""
     say("compiling the program")
-    with jit.quiet():
-        scripted: Any = torch.jit.script(program)
+    scripted = jit.script(program)
     say("writing")
     tensors = [*program.parameters(), *program.buffers()]
     _check_room(path, sum(each.nbytes for each in tensors) + sum(map(len, files.values())))
-    with _replacing(path) as scratch, jit.quiet():
-        torch.jit.save(scripted, scratch, _extra_files=files)
+    with _replacing(path) as scratch:
+        jit.save(scripted, scratch, files)
 
 
 def detached(decoder: LazyDecoder) -> LazyDecoder:
