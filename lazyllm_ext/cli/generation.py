@@ -30,10 +30,7 @@ class TimedAnswer:
 class TimedStreamer(TextStreamer):
     """Hands text on as it is finished, and notes when each token came.
 
-    Args:
-        tokenizer: the model's.
-        write: is given the text.
-        before_first: is called once before that, when the first token is there.
+    Before the first text, when the first token is there, `before_first` is called once.
     """
 
     def __init__(
@@ -54,16 +51,9 @@ class TimedStreamer(TextStreamer):
 
 
 class Generation:
-    """Answers one prompt, as often as it is asked to.
+    """Answers one prompt, ids [1, n] on the model's device, as often as it is asked to.
 
-    Args:
-        model: a causal language model of transformers.
-        tokenizer: the model's.
-        ids: the prompt, [1, n] int64, on the model's device.
-        write: is given the answer's text as it comes.
-        max_new_tokens: the most an answer has.
-        temperature: 0 for greedy search.
-        seed: makes sampling repeatable; None for another answer each time.
+    `write` is given the answer's text as it comes. A temperature of 0 is greedy search.
     """
 
     def __init__(
@@ -89,12 +79,7 @@ class Generation:
         return len(self._streamer.clock.times) if self._streamer else 0
 
     def answer(self, before_first: Callable[[], None] = lambda: None, **more: Any) -> TimedAnswer:
-        """One generation, streamed.
-
-        Args:
-            before_first: is called when the first token is there, and not written yet.
-            more: arguments of the model's `generate`.
-        """
+        """One generation, streamed; `more` are arguments of the model's `generate`."""
         streamer = self._streamer = TimedStreamer(self.tokenizer, self.write, before_first)
         result = self._generate(self.ids, self.max_new_tokens, streamer=streamer, **more)
         tokens = result.sequences[0, self.ids.size(1) :].tolist()

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from .engine import ClientLeft, Completion, Engine
-from .errors import ApiError, internal
+from .errors import ApiError, check_model, internal
 from .parameters import read_parameters
 from .queue import Job, RequestQueue
 from .shapes import Shape
@@ -80,13 +80,7 @@ class _Server:
 
     async def model(self, name: str, request: Request) -> dict[str, Any]:
         self._check_key(request)
-        if name != self._settings.name:
-            raise ApiError(
-                f"model: expected {self._settings.name!r}, the one that is served, got {name!r}",
-                "model",
-                status=404,
-                code="model_not_found",
-            )
+        check_model(name, self._settings.name)
         return self._description()
 
     def _description(self) -> dict[str, Any]:

@@ -69,8 +69,6 @@ class Engine:
     `*_request` may be called by several threads, `generate` by one at a time.
 
     Args:
-        lazy: what `lazyllm_ext.apply` gave.
-        tokenizer: of the model.
         max_tokens: of an answer whose request names no number.
         cache_bytes: budget of the caches that are kept; 0 for none.
     """

@@ -114,15 +114,7 @@ def generate(
     ttft: float = 0.0,
     keep_logits: int = 0,
 ) -> Answer:
-    """Greedy search after a prefill.
-
-    Args:
-        logits: [vocab] that the prefill gave.
-        most: tokens, the first included.
-        stop: tokens that end the answer.
-        ttft: seconds until the first token.
-        keep_logits: of how many of the first tokens.
-    """
+    """Greedy search after a prefill, see `greedy`; logits of the first `keep_logits` are kept."""
     answer = Answer([], [], [])
     clock = Clock()
     for token, chosen_from in greedy(logits, session.step, most, stop):

@@ -154,11 +154,7 @@ def _row(length: Length, category: str, contender: str, pairs: Sequence[Pair]) -
 
 
 def balanced_mean(values: Iterable[tuple[str, str, float]]) -> float:
-    """Mean over categories of the mean over their tasks of the mean over their items.
-
-    Args:
-        values: category, task and value of each item.
-    """
+    """Mean over categories of tasks' means over items; of each category, task and value."""
     categories: dict[str, dict[str, list[float]]] = {}
     for category, task, value in values:
         categories.setdefault(category, {}).setdefault(task, []).append(value)

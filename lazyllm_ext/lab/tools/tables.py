@@ -18,6 +18,12 @@ def table_of(title: str | None, header: Sequence[str], lines: Iterable[Sequence[
     return table
 
 
+def table_of_cells(title: str, rows: Sequence[Sequence[tuple[str, str]]]) -> Table:
+    """`table_of` for at least one row in which each cell stands beside its column's header."""
+    header = [name for name, _ in rows[0]]
+    return table_of(title, header, ([cell for _, cell in row] for row in rows))
+
+
 def show(tables: Iterable[Table]) -> None:
     """Print the tables on standard output."""
     console = Console(highlight=False)

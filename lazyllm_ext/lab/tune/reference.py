@@ -48,14 +48,11 @@ class DenseModel:
 
     Raises:
         ValueError: a model that LazyLLM does not support, or one without a layer for a boundary.
-
-    Attributes:
-        layers: where a boundary may be, ascending.
-        decoder: of the whole model.
     """
 
     def __init__(self, model: Any):
         dense = LazyDecoder.from_model(model, PruningSchedule())
+        # Where a boundary may be, ascending.
         self.layers = [n for n, full in enumerate(full_attention(dense)) if full]
         if self.layers[-1:] == [dense.num_layers - 1]:
             self.layers.pop()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 from torch import Tensor
 
@@ -133,14 +133,9 @@ def tune(
     bar = _Bar(progress, len(tuned_ids) * (1 + wish.most_runs) + 2 * len(checked_ids))
     references, layers = _references(subject, dense, tuned_ids, wish, bar)
     min_tokens = min(_MIN_TOKENS, *(ids.numel() for ids in fitting))
-    half = _Half(dense, lambda: references, wish, min_tokens, bar)
-    other = _Half(
-        dense,
-        lambda: _references(subject, dense, checked_ids, wish, bar, layers)[0],
-        wish,
-        min_tokens,
-        bar,
-    )
+    make_half = partial(_Half, dense, wish, min_tokens, bar)
+    half = make_half(lambda: references)
+    other = make_half(lambda: _references(subject, dense, checked_ids, wish, bar, layers)[0])
     lengths = [ids.numel() for ids in tuned_ids]
     best, left_open = _search(grid(layers, wish.most_boundaries), half, other, lengths)
     bar.end()
@@ -242,25 +237,21 @@ def _search(
 
 
 class _Half:
-    """Runs candidates on one half of the prompts, and remembers what came of it.
-
-    Args:
-        references: of its prompts; computed when the first candidate is run.
-    """
+    """Runs candidates on one half of the prompts, and remembers what came of it."""
 
     def __init__(
         self,
         dense: DenseModel,
-        references: Callable[[], Sequence[Reference]],
         wish: Wish,
         min_tokens: int,
         bar: _Bar,
+        references: Callable[[], Sequence[Reference]],
     ):
         self.dense, self.wish, self.min_tokens, self.bar = dense, wish, min_tokens, bar
         self._make_references = references
         self.trials: list[Trial] = []
 
-    @cached_property
+    @cached_property  # computed when the first candidate is run
     def references(self) -> Sequence[Reference]:
         return self._make_references()
 
