@@ -80,7 +80,7 @@ def generate(
     _check_context(loaded, ids.size(1), max_new_tokens)
     with as_input_error(ValueError, TypeError):
         lazy = apply(loaded, pruning)
-    write = _keep_quiet if as_json else _write
+    write = (lambda text: None) if as_json else _write
     generation = Generation(loaded, tokenizer, ids, write, max_new_tokens, temperature, seed)
     lazily, computed, dense = _answers(generation, lazy, compare, as_json)
     report = GenerationReport(
@@ -147,10 +147,6 @@ def _prefill_bar(layers: int, tokens: int, shown: bool) -> Iterator[dict[str, An
 
 def _write(text: str) -> None:
     print(text, end="", flush=True)
-
-
-def _keep_quiet(text: str) -> None:
-    """For --json."""
 
 
 def _check_context(model: Any, prompt_tokens: int, new_tokens: int) -> None:

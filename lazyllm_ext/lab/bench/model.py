@@ -141,19 +141,12 @@ class Model:
             cache = result[CACHE_NAME]
             if lazy is None:
                 kv = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-                stored: dict[str, Any] = {"kv_bytes": kv, "aux_bytes": 0, "needed_bytes": kv}
-                kept = None
+                stored, kept = (kv, 0, kv), None
             else:
-                stored = {
-                    "kv_bytes": cache.kv_nbytes(),
-                    "aux_bytes": cache.aux_nbytes(),
-                    "needed_bytes": _needed(lazy, cache.state),
-                }
+                stored = (cache.kv_nbytes(), cache.aux_nbytes(), _needed(lazy, cache.state))
                 kept = active_sets(lazy.decoder, cache.state)
         tokens = result.sequences[0, ids.numel() :].tolist()
-        return TimedGeneration(
-            clock.ttft, clock.per_token, generation, **stored, tokens=tokens, kept=kept
-        )
+        return TimedGeneration(clock.ttft, clock.per_token, generation, *stored, tokens, kept)
 
     def synchronize(self) -> None:
         """Wait for what runs on a GPU."""

@@ -53,10 +53,6 @@ class Subject:
         self.stop = _stop_tokens(model, tokenizer)
 
     @property
-    def device(self) -> torch.device:
-        return torch.device(self.model.device)
-
-    @property
     def context(self) -> int | None:
         """Most tokens of prompt and answer; None for no limit."""
         return getattr(self.model.config, "max_position_embeddings", None)
@@ -96,7 +92,7 @@ class Subject:
         encoded = self.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
         if not encoded["input_ids"]:
             raise ValueError("prompt: expected at least one token, got none")
-        ids = torch.tensor(encoded["input_ids"], device=self.device)
+        ids = torch.tensor(encoded["input_ids"], device=self.model.device)
         return Prompt(text, ids, tuple((begin, end) for begin, end in encoded["offset_mapping"]))
 
     def decode(self, tokens: list[int]) -> str:
