@@ -52,19 +52,12 @@ ENVIRONMENTS = {
 
 @dataclass(frozen=True)
 class Engine:
-    """How an engine is run.
+    """How an engine is run."""
 
-    Attributes:
-        environment: of `ENVIRONMENTS`; empty for this Python.
-        kind: of `others_worker.ENGINES`.
-        weights: what it computes with, for the reader.
-        exact: whether it should say what transformers does, to rounding.
-    """
-
-    environment: str
-    kind: str
-    weights: str
-    exact: bool
+    environment: str  # of `ENVIRONMENTS`; empty for this Python
+    kind: str  # of `others_worker.ENGINES`
+    weights: str  # what it computes with, for the reader
+    exact: bool  # whether it should say what transformers does, to rounding
 
 
 ENGINES = {

@@ -143,7 +143,7 @@ def saved_command(
     from saved import saved_prefill
 
     from lazyllm_ext.lab.bench.model import Model
-    from lazyllm_ext.lab.tools.tables import table_of
+    from lazyllm_ext.lab.tools.tables import table_of_cells
 
     if min(prompt_tokens, question_tokens, rounds) < 1:
         raise CommandError(
@@ -158,17 +158,16 @@ def saved_command(
         ]
     rows = [
         [
-            result["schedule"],
-            f"{result['seconds']['fresh']['median']:.2f}",
-            f"{result['seconds']['saved']['median']:.2f}",
-            f"{result['saved_over_fresh']:.3f}",
-            f"{result['file_bytes'] / 2**20:.0f}",
+            ("schedule", result["schedule"]),
+            ("fresh s", f"{result['seconds']['fresh']['median']:.2f}"),
+            ("saved s", f"{result['seconds']['saved']['median']:.2f}"),
+            ("saved ÷ fresh", f"{result['saved_over_fresh']:.3f}"),
+            ("file MB", f"{result['file_bytes'] / 2**20:.0f}"),
         ]
         for result in results
     ]
-    header = ["schedule", "fresh s", "saved s", "saved ÷ fresh", "file MB"]
     title = f"{Path(model).name}, {dtype}, {question_tokens} tokens after {prompt_tokens}"
-    _finish(name, {**_measured_on(), "saved": results}, [table_of(title, header, rows)])
+    _finish(name, {**_measured_on(), "saved": results}, [table_of_cells(title, rows)])
 
 
 @app.command("export")
@@ -225,7 +224,7 @@ def operators_command(
     from operators import measure
 
     from lazyllm_ext.cli.loading import pick_device
-    from lazyllm_ext.lab.tools.tables import table_of
+    from lazyllm_ext.lab.tools.tables import table_of_cells
 
     names = dtypes.split(",")
     if not set(names) <= {"float32", "bfloat16"} or rounds < 1:
@@ -239,20 +238,18 @@ def operators_command(
         results = measure(rounds, names, device, about["ceilings"], small)
     rows = [
         [
-            row["operator"],
-            row["case"],
-            row["dtype"],
-            f"{row['ms']:.3f}",
-            f"{row['pytorch_ms']:.3f}",
-            f"{row['pytorch_ms'] / row['ms']:.2f}",
-            f"{row['rate']:.1f} {row['unit']}",
-            f"{row['of_ceiling'] * 100:.0f}",
+            ("operator", row["operator"]),
+            ("case", row["case"]),
+            ("dtype", row["dtype"]),
+            ("ms", f"{row['ms']:.3f}"),
+            ("PyTorch ms", f"{row['pytorch_ms']:.3f}"),
+            ("PyTorch ÷ ours", f"{row['pytorch_ms'] / row['ms']:.2f}"),
+            ("achieved", f"{row['rate']:.1f} {row['unit']}"),
+            ("% of the ceiling", f"{row['of_ceiling'] * 100:.0f}"),
         ]
         for row in results
     ]
-    header = ["operator", "case", "dtype", "ms", "PyTorch ms", "PyTorch ÷ ours", "achieved"]
-    header += ["% of the ceiling"]
-    shown = [table_of(f"operators, {device}", header, rows)]
+    shown = [table_of_cells(f"operators, {device}", rows)]
     _finish(name, {**about, "operators": results}, shown)
 
 

@@ -140,7 +140,8 @@ def _evaluate(folder: Path, items: Any, contenders: list[ev.Contender]) -> ev.Ev
     evaluation = ev.Evaluation(subject, items, contenders, records, digest, setting)
     evaluation.run(lambda job, done: print(done.item, done.contender, done.score, file=sys.stderr))
     finished = evaluation.finished()
-    return ev.make_report(folder.name, setting, contenders, "dense", finished, evaluation.skipped)
+    left_out = evaluation.skipped
+    return ev.EvaluationReport(folder.name, setting, contenders, "dense", finished, left_out)
 
 
 if __name__ == "__main__":

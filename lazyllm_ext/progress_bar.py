@@ -18,18 +18,21 @@ _Value = TypeVar("_Value")
 
 
 @contextmanager
-def progress_bar(*columns: ProgressColumn, total: float | None) -> Iterator[Callable[..., None]]:
+def progress_bar(
+    *columns: ProgressColumn, total: float | None, shown: bool = True
+) -> Iterator[Callable[..., None]]:
     """A bar of rich's columns while the block runs.
 
     Args:
         total: at which it is full; None: not known yet.
+        shown: False for no bar, on a terminal either.
 
     Yields:
         What draws it anew, with the arguments of `Progress.update` as to what has changed:
         `advance`, `completed`, `total`, `description`.
     """
     console = Console(stderr=True)
-    if not console.is_terminal:
+    if not (shown and console.is_terminal):
         yield lambda **changes: None
         return
     with Progress(*columns, console=console, transient=True, auto_refresh=False) as progress:

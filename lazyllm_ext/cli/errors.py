@@ -10,12 +10,7 @@ _SHOWN_FAULTS = 10
 
 
 class CommandError(Exception):
-    """What ends a command with one sentence for the user.
-
-    Args:
-        message: the sentence.
-        status: exit status; 2 for bad input.
-    """
+    """What ends a command with one sentence for the user, and an exit status: 2 for bad input."""
 
     def __init__(self, message: str, status: int = 2):
         super().__init__(message)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,17 +18,7 @@ from .errors import CommandError, as_input_error, say_skipped
 from .loading import find_folder, load, pick_device
 
 if TYPE_CHECKING:
-    from lazyllm_ext.lab.evaluation import (
-        Contender,
-        Evaluation,
-        EvaluationReport,
-        Item,
-        Processes,
-        Record,
-        Records,
-        Subject,
-        Tasks,
-    )
+    from lazyllm_ext.lab import evaluation as lab
     from lazyllm_ext.lab.evaluation.runner import PendingRun
 
 _FILE_WIDTH = 180
@@ -99,19 +88,20 @@ def evaluate(
 ) -> int:
     """Compare schedules and baselines on tasks: scores, speed, and how near they are to dense."""
     from lazyllm_ext.lab import evaluation as lab
+    from lazyllm_ext.lab.bench.request import numbers
     from lazyllm_ext.lab.tools.figures import require_matplotlib
 
     _check_source(tasks, longbench, datasets, max_length)
-    chosen_lengths = _whole_numbers("--lengths", lengths)
     with lab.sharing() as processes:  # under torchrun there are several, and this one has a share
         leads = processes.rank == 0
         with as_input_error(ValueError):
+            nominal = () if lengths is None else numbers("--lengths", lengths, "whole numbers")
             require_matplotlib()
             compared = lab.parse_contenders(contenders.split(","))
             _check_output(output, compared)
             base = _against(against, compared)
             read = _read(tasks or [], longbench, datasets)
-            items = lab.choose(read.items, chosen_lengths, limit).items
+            items = lab.choose(read.items, nominal, limit).items
             _check_page(page, items)
             records = _open_records(output, processes)
         if leads:
@@ -150,16 +140,7 @@ def _check_source(
             raise CommandError(f"{option}: expected --longbench with it, got --tasks")
 
 
-def _whole_numbers(option: str, text: str | None) -> list[int]:
-    """Numbers with commas between; none for None."""
-    try:
-        return [] if text is None else [int(part) for part in text.split(",")]
-    except ValueError:
-        expected = "whole numbers with commas between"
-        raise CommandError(f"{option}: expected {expected}, got {text!r}") from None
-
-
-def _check_output(output: Path, contenders: Sequence[Contender]) -> None:
+def _check_output(output: Path, contenders: Sequence[lab.Contender]) -> None:
     """The report would be read as one of a folder's schedules."""
     for contender in contenders:
         folder = contender.folder
@@ -169,7 +150,7 @@ def _check_output(output: Path, contenders: Sequence[Contender]) -> None:
             )
 
 
-def _read(tasks: Sequence[Path], longbench: Path | None, datasets: str | None) -> Tasks:
+def _read(tasks: Sequence[Path], longbench: Path | None, datasets: str | None) -> lab.Tasks:
     """The items of --tasks or of --longbench; what of the latter is not there is said."""
     from lazyllm_ext.lab.evaluation import read_longbench, read_tasks
 
@@ -182,7 +163,7 @@ def _read(tasks: Sequence[Path], longbench: Path | None, datasets: str | None) -
     return read.tasks
 
 
-def _against(name: str | None, contenders: Sequence[Contender]) -> str:
+def _against(name: str | None, contenders: Sequence[lab.Contender]) -> str:
     """The contender that the others are compared with: the one asked for, else dense, else one."""
     names = [contender.name for contender in contenders]
     if name is None:
@@ -192,12 +173,12 @@ def _against(name: str | None, contenders: Sequence[Contender]) -> str:
     return name
 
 
-def _check_page(name: str | None, items: Sequence[Item]) -> None:
+def _check_page(name: str | None, items: Sequence[lab.Item]) -> None:
     if name is not None and all(item.id != name for item in items):
         raise CommandError(f"--page: expected the id of an item that is run, got {name!r}")
 
 
-def _open_records(output: Path, processes: Processes) -> Records:
+def _open_records(output: Path, processes: lab.Processes) -> lab.Records:
     """The first process puts together what an interrupted run left, then the others read it."""
     from lazyllm_ext.lab.evaluation import Records
 
@@ -220,17 +201,26 @@ def _setting(model: Any, chat: bool, answer_prefix: bool) -> dict[str, Any]:
     }
 
 
-def _finish(run: Evaluation, output: Path) -> None:
+def _finish(run: lab.Evaluation, output: Path) -> None:
     """Finish what is not finished, with a bar on a terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+
+    from lazyllm_ext.progress_bar import progress_bar
+
     jobs = run.pending()
     left, found, leads = len(jobs), len(run.finished()), run.processes.rank == 0
     if found and leads:
         print(f"lazyllm-ext: {found} results found in {output}", file=sys.stderr)
     seeds = sum(job.contender.seeds for job in jobs)
+    columns = (
+        BarColumn(), MofNCompleteColumn(), TextColumn("remaining"), TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )  # fmt: skip
+    bar = progress_bar(*columns, total=seeds, shown=leads)
     try:
-        with _bar(seeds, shown=leads) as draw, as_input_error(ValueError, TypeError):
+        with bar as draw, as_input_error(ValueError, TypeError):
 
-            def done(job: PendingRun, record: Record) -> None:
+            def done(job: PendingRun, record: lab.Record) -> None:
                 nonlocal left
                 left -= 1
                 what = escape(f"{job.item.task} {job.contender.name}")
@@ -244,45 +234,36 @@ def _finish(run: Evaluation, output: Path) -> None:
         ) from None
 
 
-@contextmanager
-def _bar(total: int, shown: bool) -> Iterator[Callable[..., None]]:
-    """A bar on a terminal, if it shall be shown; yields what draws it."""
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-
-    from lazyllm_ext.progress_bar import progress_bar
-
-    if not shown:
-        yield lambda **changes: None
-        return
-    columns = (
-        BarColumn(), MofNCompleteColumn(), TextColumn("remaining"), TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-    )  # fmt: skip
-    with progress_bar(*columns, total=total) as draw:
-        yield draw
-
-
 def _report(
-    run: Evaluation, model: str, against: str, faults: Sequence[str], output: Path, page: str | None
+    run: lab.Evaluation,
+    model: str,
+    against: str,
+    faults: Sequence[str],
+    output: Path,
+    page: str | None,
 ) -> None:
     """Gather all processes' records; show what they say, and write it."""
-    from lazyllm_ext.lab.evaluation import make_report, write_report
+    from lazyllm_ext.lab.evaluation import EvaluationReport, write_page, write_report
 
     with as_input_error(ValueError):
         run.records.gather()
     skipped = [*faults, *run.skipped]
-    report = make_report(model, run.setting, run.contenders, against, run.finished(), skipped)
+    report = EvaluationReport(model, run.setting, run.contenders, against, run.finished(), skipped)
     _show(report)
     with as_input_error(ValueError, OSError):
         written = write_report(report, output)
         pages = [item for item in run.items if item.id == page]
-        written += [_page(run.subject, item, run.contenders, output) for item in pages]
+        for item in pages:
+            name = re.sub(r"[^\w.-]+", "_", item.id)
+            written.append(output / f"page-{name}.html")
+            text = write_page(run.subject, item, run.contenders)
+            written[-1].write_text(text, encoding="utf-8")
     print("Written: " + ", ".join(str(path) for path in (run.records.path, *written)))
 
 
-def _show(report: EvaluationReport) -> None:
+def _show(report: lab.EvaluationReport) -> None:
     """The tables on standard output; in a file as wide as they are."""
-    from lazyllm_ext.lab.evaluation.report import HEADINGS, cells
+    from lazyllm_ext.lab.evaluation.report import cells
     from lazyllm_ext.lab.evaluation.summary import heading
 
     console = Console(highlight=False)
@@ -291,26 +272,18 @@ def _show(report: EvaluationReport) -> None:
     for length in report.lengths:
         title = escape(f"{report.title}: {heading(length)}, against {report.against}")
         table = Table(title=title, title_justify="left")
-        for number, name in enumerate(HEADINGS):
+        rows = report.at(length)
+        for number, name in enumerate(cells(rows[0], report.against)):
             own = number < 2
             whole = own or "[95 %]" in name
             table.add_column(name, justify="left" if own else "right", no_wrap=whole)
         category = None
-        for row in report.at(length):
+        for row in rows:
             if category not in (None, row.category):
                 table.add_section()
             texts = cells(row, report.against)
             if row.category == category:
-                texts[0] = ""
+                texts["category"] = ""
             category = row.category
-            table.add_row(*map(escape, texts))
+            table.add_row(*map(escape, texts.values()))
         console.print(table)
-
-
-def _page(subject: Subject, item: Item, contenders: Sequence[Contender], output: Path) -> Path:
-    from lazyllm_ext.lab.evaluation import write_page
-
-    name = re.sub(r"[^\w.-]+", "_", item.id)
-    path = output / f"page-{name}.html"
-    path.write_text(write_page(subject, item, contenders), encoding="utf-8")
-    return path

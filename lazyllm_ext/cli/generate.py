@@ -80,7 +80,7 @@ def generate(
     _check_context(loaded, ids.size(1), max_new_tokens)
     with as_input_error(ValueError, TypeError):
         lazy = apply(loaded, pruning)
-    write = _keep_quiet if as_json else _write
+    write = (lambda text: None) if as_json else _write
     generation = Generation(loaded, tokenizer, ids, write, max_new_tokens, temperature, seed)
     lazily, computed, dense = _answers(generation, lazy, compare, as_json)
     report = GenerationReport(
@@ -131,12 +131,9 @@ def _prefill_bar(layers: int, tokens: int, shown: bool) -> Iterator[dict[str, An
 
     from lazyllm_ext.progress_bar import progress_bar
 
-    if not shown:
-        yield {}
-        return
     columns = (TextColumn("prefill"), BarColumn(), TextColumn("{task.description}"))
     with ExitStack() as stack:
-        draw = stack.enter_context(progress_bar(*columns, total=layers))
+        draw = stack.enter_context(progress_bar(*columns, total=layers, shown=shown))
 
         def show(done: int, tokens: int) -> None:
             draw(completed=done, description=f"layer {done} of {layers}, {tokens:,} tokens")
@@ -150,10 +147,6 @@ def _prefill_bar(layers: int, tokens: int, shown: bool) -> Iterator[dict[str, An
 
 def _write(text: str) -> None:
     print(text, end="", flush=True)
-
-
-def _keep_quiet(text: str) -> None:
-    """For --json."""
 
 
 def _check_context(model: Any, prompt_tokens: int, new_tokens: int) -> None:

@@ -18,30 +18,19 @@ _WARM_UP_TOKENS = 64
 
 @dataclass(frozen=True)
 class TimedAnswer:
-    """What one generation gave, and when its tokens came.
+    """What one generation gave, and when its tokens came."""
 
-    Attributes:
-        tokens: the new tokens.
-        text: the same as text, without special tokens.
-        ttft: seconds from the call of `generate` to its first token.
-        tokens_per_second: of the tokens after the first; None for a single token.
-        kv_bytes: of the cache, if it is transformers' own.
-    """
-
-    tokens: list[int]
-    text: str
-    ttft: float
-    tokens_per_second: float | None
-    kv_bytes: int | None
+    tokens: list[int]  # the new tokens
+    text: str  # the same as text, without special tokens
+    ttft: float  # seconds from the call of `generate` to its first token
+    tokens_per_second: float | None  # of the tokens after the first; None for a single token
+    kv_bytes: int | None  # of the cache, if it is transformers' own
 
 
 class TimedStreamer(TextStreamer):
     """Hands text on as it is finished, and notes when each token came.
 
-    Args:
-        tokenizer: the model's.
-        write: is given the text.
-        before_first: is called once before that, when the first token is there.
+    Before the first text, when the first token is there, `before_first` is called once.
     """
 
     def __init__(
@@ -62,16 +51,9 @@ class TimedStreamer(TextStreamer):
 
 
 class Generation:
-    """Answers one prompt, as often as it is asked to.
+    """Answers one prompt, ids [1, n] on the model's device, as often as it is asked to.
 
-    Args:
-        model: a causal language model of transformers.
-        tokenizer: the model's.
-        ids: the prompt, [1, n] int64, on the model's device.
-        write: is given the answer's text as it comes.
-        max_new_tokens: the most an answer has.
-        temperature: 0 for greedy search.
-        seed: makes sampling repeatable; None for another answer each time.
+    `write` is given the answer's text as it comes. A temperature of 0 is greedy search.
     """
 
     def __init__(
@@ -97,12 +79,7 @@ class Generation:
         return len(self._streamer.clock.times) if self._streamer else 0
 
     def answer(self, before_first: Callable[[], None] = lambda: None, **more: Any) -> TimedAnswer:
-        """One generation, streamed.
-
-        Args:
-            before_first: is called when the first token is there, and not written yet.
-            more: arguments of the model's `generate`.
-        """
+        """One generation, streamed; `more` are arguments of the model's `generate`."""
         streamer = self._streamer = TimedStreamer(self.tokenizer, self.write, before_first)
         result = self._generate(self.ids, self.max_new_tokens, streamer=streamer, **more)
         tokens = result.sequences[0, self.ids.size(1) :].tolist()

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from lazyllm_ext.lab.tools.tables import table_of
+
 if TYPE_CHECKING:
     from lazyllm_ext.hf import Report
 
@@ -18,24 +20,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GenerationReport:
-    """Everything that is shown.
-
-    Attributes:
-        model: its name.
-        dtype, device: of its weights.
-        schedule: its name.
-        computed: what LazyLLM computed.
-        lazy: LazyLLM's answer.
-        dense: the dense model's; None where it was not compared.
-    """
+    """Everything that is shown."""
 
     model: str
-    dtype: str
+    dtype: str  # of the weights
     device: str
     schedule: str
-    computed: Report
-    lazy: TimedAnswer
-    dense: TimedAnswer | None
+    computed: Report  # what LazyLLM computed
+    lazy: TimedAnswer  # LazyLLM's answer
+    dense: TimedAnswer | None  # the dense model's; None where it was not compared
 
     @property
     def dense_kv_bytes(self) -> int:
@@ -105,32 +98,27 @@ def show_tables(report: GenerationReport) -> None:
 
 def _tokens(report: GenerationReport) -> Table:
     computed = report.computed
-    table = Table(
-        title=escape(
-            f"{report.model}, {report.dtype}, {report.device}: "
-            f"{computed.prompt_tokens:,} prompt tokens, schedule {report.schedule}"
-        ),
-        title_justify="left",
+    title = (
+        f"{report.model}, {report.dtype}, {report.device}: "
+        f"{computed.prompt_tokens:,} prompt tokens, schedule {report.schedule}"
     )
-    for name in ("stage", "layers", "tokens computed", "of all", "revived on entry"):
-        table.add_column(name, justify="right")
-    for number, stage in enumerate(report.stages):
-        revived = f"{computed.revived_per_boundary[number - 1]:,}" if number else ""
-        table.add_row(
+    lines = [
+        [
             str(number),
             f"{stage['first_layer']}–{stage['last_layer']}",
             f"{stage['tokens']:,}",
             f"{stage['tokens'] / computed.tokens_total:.0%}",
-            revived,
-        )
-    return table
+            f"{computed.revived_per_boundary[number - 1]:,}" if number else "",
+        ]
+        for number, stage in enumerate(report.stages)
+    ]
+    header = ["stage", "layers", "tokens computed", "of all", "revived on entry"]
+    return table_of(escape(title), header, lines)
 
 
 def _figures(report: GenerationReport) -> Table:
     computed, lazy, dense = report.computed, report.lazy, report.dense
-    table = Table()
-    for name in ("", "LazyLLM", "dense", "LazyLLM is"):
-        table.add_column(name, justify="right" if name else "left")
+    table = table_of(None, ["", "LazyLLM", "dense", "LazyLLM is"], [])
     table.add_row(
         "time to first token",
         f"{lazy.ttft:.2f} s",

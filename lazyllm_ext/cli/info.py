@@ -86,14 +86,10 @@ def show(data: dict[str, Any]) -> None:
     for name in ("schedule", "boundaries (depth: keep)", "window", "pool", "protect_first"):
         schedules.add_column(name)
     for name, schedule in data["schedules"].items():
+        boundaries = (": ".join(map(str, entry.values())) for entry in schedule["boundaries"])
         schedules.add_row(
             name,
-            ", ".join(_boundary(entry) for entry in schedule["boundaries"]) or "none",
+            ", ".join(boundaries) or "none",
             *(str(schedule[rule]) for rule in ("window", "pool", "protect_first")),
         )
     console.print(schedules)
-
-
-def _boundary(entry: dict[str, Any]) -> str:
-    place, amount = entry.values()
-    return f"{place}: {amount}"

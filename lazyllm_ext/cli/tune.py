@@ -54,18 +54,11 @@ Runs = Annotated[int, typer.Option(min=1, help="Most schedules that are run.")]
 
 @dataclass(frozen=True)
 class Aim:
-    """A schedule to be found.
+    """A schedule to be found."""
 
-    Attributes:
-        kind: of prompts, the name of their file; empty where one schedule is for all.
-        items: the prompts.
-        faults: a sentence for every line that is no prompt.
-        output, report: where it is written.
-    """
-
-    kind: str
-    items: tuple[Item, ...]
-    faults: tuple[str, ...]
+    kind: str  # of prompts, the name of their file; empty where one schedule is for all
+    items: tuple[Item, ...]  # the prompts
+    faults: tuple[str, ...]  # a sentence for every line that is no prompt
     output: Path
     report: Path | None
 
@@ -88,6 +81,7 @@ def tune(
     """Find the cheapest schedule that stays near the dense model on your own prompts."""
     from lazyllm_ext.lab.evaluation import Subject
     from lazyllm_ext.lab.tools.figures import require_matplotlib
+    from lazyllm_ext.lab.tools.files import os_error_as
     from lazyllm_ext.lab.tune import Wish
 
     if output.parent != Path() and not output.parent.is_dir():
@@ -106,7 +100,8 @@ def tune(
         subject = Subject(loaded, tokenizer, chat=chat)
         _check(aims, subject, new_tokens)
         if aims[0].kind:
-            _make(output)
+            with os_error_as(f"--output: cannot make the folder {output}"):
+                output.mkdir(exist_ok=True)
     about = f"{folder.name}, {str(loaded.dtype).removeprefix('torch.')}, {loaded.device.type}"
     for aim in aims:
         _reach(aim, subject, wish, folder.name, about)
@@ -175,13 +170,6 @@ def _aims(prompts: Path, output: Path, report: Path | None, limit: int | None) -
 def _not_over(prompts: Path, target: Path) -> None:
     if target.exists() and target.samefile(prompts):
         raise ValueError(f"--output: expected another path than that of the prompts, got {target}")
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"--output: cannot make the folder {folder}: {error.strerror}") from error
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from .engine import ClientLeft, Completion, Engine
-from .errors import ApiError, internal
+from .errors import ApiError, check_model, internal
 from .parameters import read_parameters
 from .queue import Job, RequestQueue
 from .shapes import Shape
@@ -28,19 +28,12 @@ _CLIENT_LEFT = 499  # what servers log for it; nobody reads the response
 
 @dataclass(frozen=True)
 class Settings:
-    """What the server is told beside the model.
+    """What the server is told beside the model."""
 
-    Attributes:
-        name: the model's name in requests and responses.
-        max_queue: how many requests may wait.
-        api_key: what clients have to send; None for no check.
-        log: is told each request in one line.
-    """
-
-    name: str
-    max_queue: int = 16
-    api_key: str | None = None
-    log: Callable[[str], object] = lambda line: None
+    name: str  # the model's name in requests and responses
+    max_queue: int = 16  # how many requests may wait
+    api_key: str | None = None  # what clients have to send; None for no check
+    log: Callable[[str], object] = lambda line: None  # is told each request in one line
 
 
 def make_app(engine: Engine, settings: Settings) -> FastAPI:
@@ -87,13 +80,7 @@ class _Server:
 
     async def model(self, name: str, request: Request) -> dict[str, Any]:
         self._check_key(request)
-        if name != self._settings.name:
-            raise ApiError(
-                f"model: expected {self._settings.name!r}, the one that is served, got {name!r}",
-                "model",
-                status=404,
-                code="model_not_found",
-            )
+        check_model(name, self._settings.name)
         return self._description()
 
     def _description(self) -> dict[str, Any]:

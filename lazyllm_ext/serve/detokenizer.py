@@ -23,16 +23,13 @@ class Detokenizer:
         tokenizer: of the model.
         stops: strings that end the text.
         before: tokens that it goes on from; without any, a space in front is the tokenizer's own.
-
-    Attributes:
-        stopped: whether a stop string was found; it and what follows are not part of the text.
     """
 
     def __init__(self, tokenizer: Any, stops: Sequence[str], before: Sequence[int] = ()):
         self._tokenizer = tokenizer
         self._marks, marked = _with_marks(tokenizer, stops)
         self._stops = {*stops, *marked}
-        self.stopped = False
+        self.stopped = False  # by a stop string; it and what follows are not part of the text
         self._tokens = list(before)
         # Tokens from _begin on are decoded again each time, since how a token reads may depend on
         # the one before it; those before _end have been read.

@@ -39,46 +39,28 @@ class Sampling:
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """A request that fits the model.
+    """A request that fits the model."""
 
-    Attributes:
-        tokens: of the prompt.
-        max_tokens: the most that follow.
-        sampling: how they are chosen.
-        continues_text: whether the answer's text goes on from the prompt's, as a chat's does not.
-    """
-
-    tokens: list[int]
-    max_tokens: int
-    sampling: Sampling
+    tokens: list[int]  # of the prompt
+    max_tokens: int  # the most that follow
+    sampling: Sampling  # how they are chosen
+    # Whether the answer's text goes on from the prompt's, as a chat's does not.
     continues_text: bool
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What a generation gave.
+    """What a generation gave."""
 
-    Attributes:
-        text: without the stop string that ended it.
-        finish_reason: "stop" for an end of the model's own or a stop string, "length" otherwise.
-        prompt_tokens: of the whole prompt.
-        cached_tokens: those of them that a cache held.
-        new_tokens: generated ones, the one that ended it included.
-        waited_seconds: in the queue.
-        ttft_seconds: from the beginning of the generation to its first token.
-        tokens_per_second: of the tokens after the first; None for a single one.
-        report: what LazyLLM computed.
-    """
-
-    text: str
-    finish_reason: str
-    prompt_tokens: int
-    cached_tokens: int
-    new_tokens: int
-    waited_seconds: float
-    ttft_seconds: float
-    tokens_per_second: float | None
-    report: Report
+    text: str  # without the stop string that ended it
+    finish_reason: str  # "stop" for an end of the model's own or a stop string, "length" otherwise
+    prompt_tokens: int  # of the whole prompt
+    cached_tokens: int  # those of them that a cache held
+    new_tokens: int  # generated ones, the one that ended it included
+    waited_seconds: float  # in the queue
+    ttft_seconds: float  # from the beginning of the generation to its first token
+    tokens_per_second: float | None  # of the tokens after the first; None for a single one
+    report: Report  # what LazyLLM computed
 
 
 class Engine:
@@ -87,8 +69,6 @@ class Engine:
     `*_request` may be called by several threads, `generate` by one at a time.
 
     Args:
-        lazy: what `lazyllm_ext.apply` gave.
-        tokenizer: of the model.
         max_tokens: of an answer whose request names no number.
         cache_bytes: budget of the caches that are kept; 0 for none.
     """

@@ -8,24 +8,16 @@ from lazyllm_ext.json_input import wrong
 
 
 class ApiError(Exception):
-    """What a client did wrong, in one sentence.
-
-    Args:
-        message: the sentence.
-        param: the parameter it is about.
-        status: of HTTP.
-        code: a word for programs.
-        kind: OpenAI's `type` of error.
-    """
+    """What a client did wrong, in one sentence, and maybe with which parameter."""
 
     def __init__(
         self,
         message: str,
         param: str | None = None,
         *,
-        status: int = 400,
-        code: str | None = None,
-        kind: str = "invalid_request_error",
+        status: int = 400,  # of HTTP
+        code: str | None = None,  # a word for programs
+        kind: str = "invalid_request_error",  # OpenAI's `type`
     ):
         super().__init__(message)
         self.status, self.param, self.code, self.kind = status, param, code, kind
@@ -45,6 +37,17 @@ class ApiError(Exception):
 def expected(param: str, what: str, got: object, code: str = "invalid_value") -> ApiError:
     """The error of a parameter that has another value than expected."""
     return ApiError(str(wrong(param, what, got)), param, code=code)
+
+
+def check_model(asked: str, served: str) -> None:
+    """Raises ApiError where another model is asked for than the one that is served."""
+    if asked != served:
+        raise ApiError(
+            f"model: expected {served!r}, the one that is served, got {asked!r}",
+            "model",
+            status=404,
+            code="model_not_found",
+        )
 
 
 def internal(error: BaseException) -> ApiError:

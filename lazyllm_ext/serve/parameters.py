@@ -11,7 +11,7 @@ from pydantic import Field, PlainValidator
 from lazyllm_ext.json_input import Expects, InputError, checked, decode, read_object
 
 from .engine import Sampling
-from .errors import ApiError, expected
+from .errors import ApiError, check_model, expected
 
 _MOST_STOPS = 4  # as OpenAI has it
 
@@ -228,13 +228,7 @@ def read_parameters(
         parameters: ChatParameters | CompletionParameters = read_object(kind, given, "")
     except InputError as error:
         raise ApiError(str(error), error.field, code="invalid_value") from None
-    if parameters.model != model:
-        raise ApiError(
-            f"model: expected {model!r}, the one that is served, got {parameters.model!r}",
-            "model",
-            status=404,
-            code="model_not_found",
-        )
+    check_model(parameters.model, model)
     known = [own.name for own in fields(kind)]
     for name, value in given.items():
         if name not in known:

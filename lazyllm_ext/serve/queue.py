@@ -19,9 +19,7 @@ _log = logging.getLogger(__name__)
 class RequestQueue:
     """Hands requests to the engine one after the other, first come, first served.
 
-    Args:
-        engine: answers them.
-        max_waiting: how many may wait beside the one that is being answered.
+    At most `max_waiting` wait beside the one that is being answered.
     """
 
     def __init__(self, engine: Engine, max_waiting: int):

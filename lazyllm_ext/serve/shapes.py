@@ -13,12 +13,7 @@ class Shape:
     """The JSON objects of one response.
 
     Every response has, beside OpenAI's fields, an object `lazyllm` with what was computed; in a
-    stream it is in the last chunk.
-
-    Args:
-        chat: a chat completion, else a completion.
-        model: the served name.
-        include_usage: of a stream: `usage` in a last chunk of its own.
+    stream it is in the last chunk. With `include_usage` a stream has `usage` in a chunk of its own.
     """
 
     def __init__(self, chat: bool, model: str, include_usage: bool = False):

@@ -305,7 +305,7 @@ def test_interrupt(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch, quie
 
     def put_and_interrupt(stream: TimedStreamer, value: Tensor) -> None:
         put(stream, value)
-        if len(stream.times) == 3:
+        if len(stream.clock.times) == 3:
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(TimedStreamer, "put", put_and_interrupt)

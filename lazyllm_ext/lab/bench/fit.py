@@ -17,19 +17,12 @@ _LAST = 3  # lengths that an exponent is taken from: constant costs bend it at s
 
 @dataclass(frozen=True)
 class Fit:
-    """seconds = constant + linear · n + quadratic · n².
-
-    Attributes:
-        constant: seconds.
-        linear: seconds per token.
-        quadratic: seconds per token².
-        worst: the largest |fit / measured - 1|.
-    """
+    """Seconds = constant + linear · n + quadratic · n², for n tokens."""
 
     constant: float
     linear: float
     quadratic: float
-    worst: float
+    worst: float  # the largest |fit / measured - 1|
 
 
 def fit_time(lengths: Sequence[int], seconds: Sequence[float]) -> Fit | None:

@@ -21,56 +21,30 @@ from lazyllm_ext.lab.tools.cost import active_sets
 from .request import RANDOM, BenchRequest
 
 # Shapes that random weights can take: where only time and memory are looked at.
-SHAPES: dict[str, dict[str, Any]] = {
-    "tiny": {
-        "vocab_size": 128,
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 6,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-    },
-    "llama-2-7b": {
-        "vocab_size": 32000,
-        "hidden_size": 4096,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 32,
-    },
-    "llama-3.1-8b": {
-        "vocab_size": 128256,
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-    },
+_SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size"),
+    *("num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+)
+SHAPES = {
+    "tiny": (128, 64, 128, 6, 4, 2),
+    "llama-2-7b": (32000, 4096, 11008, 32, 32, 32),
+    "llama-3.1-8b": (128256, 4096, 14336, 32, 32, 8),
 }
 _CONTEXT = 131072  # of the shapes; rotary embeddings do not care
 
 
 @dataclass(frozen=True)
 class TimedGeneration:
-    """One generation by one contender.
+    """One generation by one contender."""
 
-    Attributes:
-        ttft: seconds until the first token was there.
-        per_token: seconds for each token after it; 0 where there is none.
-        generation: seconds for all.
-        kv_bytes, aux_bytes: held at the end, spare room included.
-        needed_bytes: of the sets alone: C_s in every layer, and what waits.
-        tokens: what was generated.
-        kept: the active sets A_1 … A_S after the last step; None for transformers.
-    """
-
-    ttft: float
-    per_token: float
-    generation: float
-    kv_bytes: int
+    ttft: float  # seconds until the first token was there
+    per_token: float  # seconds for each token after it; 0 where there is none
+    generation: float  # seconds for all
+    kv_bytes: int  # this and the next: held at the end, spare room included
     aux_bytes: int
-    needed_bytes: int
-    tokens: list[int]
+    needed_bytes: int  # of the sets alone: C_s in every layer, and what waits
+    tokens: list[int]  # what was generated
+    # The active sets A_1 … A_S after the last step; None for transformers.
     kept: list[Tensor] | None
 
 
@@ -167,19 +141,12 @@ class Model:
             cache = result[CACHE_NAME]
             if lazy is None:
                 kv = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-                stored: dict[str, Any] = {"kv_bytes": kv, "aux_bytes": 0, "needed_bytes": kv}
-                kept = None
+                stored, kept = (kv, 0, kv), None
             else:
-                stored = {
-                    "kv_bytes": cache.kv_nbytes(),
-                    "aux_bytes": cache.aux_nbytes(),
-                    "needed_bytes": _needed(lazy, cache.state),
-                }
+                stored = (cache.kv_nbytes(), cache.aux_nbytes(), _needed(lazy, cache.state))
                 kept = active_sets(lazy.decoder, cache.state)
         tokens = result.sequences[0, ids.numel() :].tolist()
-        return TimedGeneration(
-            clock.ttft, clock.per_token, generation, **stored, tokens=tokens, kept=kept
-        )
+        return TimedGeneration(clock.ttft, clock.per_token, generation, *stored, tokens, kept)
 
     def synchronize(self) -> None:
         """Wait for what runs on a GPU."""
@@ -190,7 +157,8 @@ class Model:
 def _random_model(name: str, dtype: str, device: str) -> Any:
     if name not in SHAPES:
         raise ValueError(f"model: expected {RANDOM} and one of {', '.join(SHAPES)}, got {name!r}")
-    config = LlamaConfig(**SHAPES[name], max_position_embeddings=_CONTEXT, eos_token_id=None)
+    sizes: dict[str, Any] = dict(zip(_SIZES, SHAPES[name], strict=True))
+    config = LlamaConfig(**sizes, max_position_embeddings=_CONTEXT, eos_token_id=None)
     torch.manual_seed(0)
     with torch.device(device):
         return AutoModelForCausalLM.from_config(

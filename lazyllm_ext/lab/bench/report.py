@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from lazyllm_ext.lab.tools.files import write_pair
-from lazyllm_ext.lab.tools.tables import markdown, number, table_of
+from lazyllm_ext.lab.tools.tables import markdown, number, table_of, table_of_cells
 
 from .parts import PARTS, shares
 
@@ -37,28 +37,28 @@ def tables(result: dict[str, Any]) -> list[Table]:
 
 
 def _speed(title: str, rows: dict[str, Any]) -> Table:
-    header = ["", "TTFT s", "spread", "kernels", "pruning", "both", "of the ideal"]
-    header += ["ms per token", "spread", "decoding, both", "generation s", "generation, both"]
     lines = []
     for name, row in rows.items():
+        # `dense` is what the kernels do alone; the same factor is in every other row.
+        kernels = number(rows["dense"]["ttft_transformers_over_this"], 2) if _ours(name) else ""
+        pruning = number(row["ttft_dense_over_this"], 2) if _ours(name) else ""
         lines.append(
             [
-                name,
-                number(row["ttft_s"]["median"], 2),
-                _spread(row["ttft_s"], 1, 2),
-                # `dense` is what the kernels do alone; the same factor is in every other row.
-                number(rows["dense"]["ttft_transformers_over_this"], 2) if _ours(name) else "",
-                number(row["ttft_dense_over_this"], 2) if _ours(name) else "",
-                number(row["ttft_transformers_over_this"], 2),
-                number(row.get("of_ideal"), 2),
-                number(row["decode_s_per_token"]["median"], 1, 1e3),
-                _spread(row["decode_s_per_token"], 1e3, 1),
-                number(row["decode_transformers_over_this"], 2),
-                number(row["generation_s"]["median"], 2),
-                number(row["generation_transformers_over_this"], 2),
+                ("", name),
+                ("TTFT s", number(row["ttft_s"]["median"], 2)),
+                ("spread", _spread(row["ttft_s"], 1, 2)),
+                ("kernels", kernels),
+                ("pruning", pruning),
+                ("both", number(row["ttft_transformers_over_this"], 2)),
+                ("of the ideal", number(row.get("of_ideal"), 2)),
+                ("ms per token", number(row["decode_s_per_token"]["median"], 1, 1e3)),
+                ("spread", _spread(row["decode_s_per_token"], 1e3, 1)),
+                ("decoding, both", number(row["decode_transformers_over_this"], 2)),
+                ("generation s", number(row["generation_s"]["median"], 2)),
+                ("generation, both", number(row["generation_transformers_over_this"], 2)),
             ]
         )
-    return table_of(title, header, lines)
+    return table_of_cells(title, lines)
 
 
 def _parts(title: str, lengths: list[dict[str, Any]]) -> Table:
@@ -73,49 +73,48 @@ def _parts(title: str, lengths: list[dict[str, Any]]) -> Table:
 
 
 def _memory(title: str, lengths: list[dict[str, Any]]) -> Table:
-    header = ["tokens", "", "KV MB", "Aux MB", "KV + Aux ÷ transformers' KV", "held ÷ needed"]
-    header += ["peak of prefill MB", "peak ÷ transformers'"]
     lines = []
     for entry in lengths:
         base = entry["rows"]["transformers"]
         for name, row in entry["rows"].items():
-            peak = row.get("peak_bytes")
+            stored = row["kv_bytes"] + row["aux_bytes"]
+            peak, base_peak = row.get("peak_bytes"), base.get("peak_bytes")
             lines.append(
                 [
-                    str(entry["tokens"]),
-                    name,
-                    number(row["kv_bytes"], 1, 1e-6),
-                    number(row["aux_bytes"], 1, 1e-6),
-                    number((row["kv_bytes"] + row["aux_bytes"]) / base["kv_bytes"], 2),
-                    number(row["held_over_needed"], 3) if _ours(name) else "",
-                    number(peak, 0, 1e-6),
-                    number(peak / base["peak_bytes"], 2) if peak and base["peak_bytes"] else "",
+                    ("tokens", str(entry["tokens"])),
+                    ("", name),
+                    ("KV MB", number(row["kv_bytes"], 1, 1e-6)),
+                    ("Aux MB", number(row["aux_bytes"], 1, 1e-6)),
+                    ("KV + Aux ÷ transformers' KV", number(stored / base["kv_bytes"], 2)),
+                    ("held ÷ needed", number(row["held_over_needed"], 3) if _ours(name) else ""),
+                    ("peak of prefill MB", number(peak, 0, 1e-6)),
+                    (
+                        "peak ÷ transformers'",
+                        number(peak / base_peak, 2) if peak and base_peak else "",
+                    ),
                 ]
             )
-    return table_of(title, header, lines)
+    return table_of_cells(title, lines)
 
 
 def _growth(title: str, growths: dict[str, Any]) -> Table:
-    header = ["", "constant s", "µs per token", "ns per token²", "worst error %"]
-    header += ["quadratic % at the longest", "attention % there", "linear GFLOP/s there"]
-    header += ["attention GFLOP/s there"]
     lines = []
     for name, growth in growths.items():
         fit = growth["fit"] or {}
         lines.append(
             [
-                name,
-                number(fit.get("constant"), 3),
-                number(fit.get("linear"), 1, 1e6),
-                number(fit.get("quadratic"), 3, 1e9),
-                number(fit.get("worst"), 1, 100),
-                number(growth["quadratic_share"], 1, 100),
-                number(growth["attention_share"], 1, 100),
-                number(growth.get("linear_gflop_per_s"), 1),
-                number(growth.get("attention_gflop_per_s"), 1),
+                ("", name),
+                ("constant s", number(fit.get("constant"), 3)),
+                ("µs per token", number(fit.get("linear"), 1, 1e6)),
+                ("ns per token²", number(fit.get("quadratic"), 3, 1e9)),
+                ("worst error %", number(fit.get("worst"), 1, 100)),
+                ("quadratic % at the longest", number(growth["quadratic_share"], 1, 100)),
+                ("attention % there", number(growth["attention_share"], 1, 100)),
+                ("linear GFLOP/s there", number(growth.get("linear_gflop_per_s"), 1)),
+                ("attention GFLOP/s there", number(growth.get("attention_gflop_per_s"), 1)),
             ]
         )
-    return table_of(title, header, lines)
+    return table_of_cells(title, lines)
 
 
 def _exponents(title: str, growths: dict[str, Any]) -> Table:

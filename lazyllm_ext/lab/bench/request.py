@@ -16,29 +16,19 @@ class BenchError(RuntimeError):
 
 @dataclass(frozen=True)
 class BenchRequest:
-    """The measurement's options.
+    """The measurement's options."""
 
-    Attributes:
-        model: folder of a transformers model, or `random:NAME` for a shape of `model.SHAPES`.
-        lengths: prompt lengths in tokens, ascending.
-        new_tokens: tokens generated after each prompt, at least 2; the first ends TTFT.
-        rounds: rounds that count, one number for each length or one for all.
-        dtype: of weights and computation.
-        device: `cpu`, `cuda` or `cuda:N`.
-        schedules: what LazyLLM runs under; `dense` is always the first, since it tells what the
-            kernels gain from what pruning gains.
-        compiled: measure transformers under torch.compile too.
-        memory: measure the peak memory of a prefill, a process for each figure on the CPU.
-    """
-
-    model: str
-    lengths: tuple[int, ...]
-    new_tokens: int = 65
-    rounds: tuple[int, ...] = (5,)
-    dtype: str = "float32"
-    device: str = "cpu"
+    model: str  # folder of a transformers model, or `random:NAME` for a shape of `model.SHAPES`
+    lengths: tuple[int, ...]  # prompt lengths in tokens, ascending
+    new_tokens: int = 65  # tokens generated after each prompt, at least 2; the first ends TTFT
+    rounds: tuple[int, ...] = (5,)  # rounds that count, one number for each length or one for all
+    dtype: str = "float32"  # of weights and computation
+    device: str = "cpu"  # `cpu`, `cuda` or `cuda:N`
+    # What LazyLLM runs under; `dense` is always the first, since it tells what the kernels gain
+    # from what pruning gains.
     schedules: tuple[str, ...] = ("dense", "paper", "balanced", "fast")
-    compiled: bool = False
+    compiled: bool = False  # measure transformers under torch.compile too
+    # Measure the peak memory of a prefill, a process for each figure on the CPU.
     memory: bool = True
 
     def __post_init__(self) -> None:
@@ -77,7 +67,7 @@ class BenchRequest:
         return ("transformers", *(("compiled",) if self.compiled else ()), *self.schedules)
 
 
-def numbers(name: str, text: str) -> tuple[int, ...]:
+def numbers(name: str, text: str, kind: str = "numbers") -> tuple[int, ...]:
     """'512,1024' -> (512, 1024).
 
     Raises:
@@ -86,7 +76,7 @@ def numbers(name: str, text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise ValueError(f"{name}: expected numbers with commas between, got {text!r}") from None
+        raise ValueError(f"{name}: expected {kind} with commas between, got {text!r}") from None
 
 
 def _listed(values: tuple[int, ...]) -> str:

@@ -7,34 +7,30 @@ command line import this.
 """
 
 from .contenders import Contender, parse_contender, parse_contenders
-from .longbench import DATA_SETS, LongBench, cut_prompts, read_longbench
-from .metrics import METRICS, score
+from .longbench import DATA_SETS, cut_prompts, read_longbench
+from .metrics import score
 from .page import write_page
 from .processes import Processes, sharing
 from .report import write_report
 from .results import Record, Records, model_digest
 from .runner import Evaluation
 from .subject import Subject
-from .summary import EvaluationReport, Row, make_report, summarize
+from .summary import EvaluationReport, summarize
 from .tasks import Item, Tasks, choose, read_tasks
 
 __all__ = [
     "DATA_SETS",
-    "METRICS",
     "Contender",
     "Evaluation",
     "EvaluationReport",
     "Item",
-    "LongBench",
     "Processes",
     "Record",
     "Records",
-    "Row",
     "Subject",
     "Tasks",
     "choose",
     "cut_prompts",
-    "make_report",
     "model_digest",
     "parse_contender",
     "parse_contenders",

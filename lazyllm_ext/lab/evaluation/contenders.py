@@ -28,25 +28,16 @@ Open = Callable[[Subject, Item, Prompt, int], AbstractContextManager[Session]]
 
 @dataclass(frozen=True)
 class Contender:
-    """One way to read a prompt.
+    """One way to read a prompt."""
 
-    Attributes:
-        name: for tables, and unique in a run.
-        identity: whatever decides what it computes, for JSON.
-        open: (subject, item, prompt, seed) -> the session in which the prompt is computed.
-        seeds: how many runs with other seeds are averaged.
-        dense: whether it is plain transformers.
-        kinds: what it is for a task or category, by name; empty where it is the same for all.
-        folder: that the kinds were read from.
-    """
-
-    name: str
-    identity: dict[str, Any]
-    open: Open
-    seeds: int = 1
-    dense: bool = False
+    name: str  # for tables, and unique in a run
+    identity: dict[str, Any]  # whatever decides what it computes, for JSON
+    open: Open  # (subject, item, prompt, seed) -> the session in which the prompt is computed
+    seeds: int = 1  # how many runs with other seeds are averaged
+    dense: bool = False  # whether it is plain transformers
+    # What it is for a task or category, by name; empty where it is the same for all.
     kinds: Mapping[str, Contender] = field(default_factory=dict)
-    folder: Path | None = None
+    folder: Path | None = None  # that the kinds were read from
 
     def kind(self, task: str, category: str) -> str | None:
         """Of its kinds the one that stands for such items, if there is one."""

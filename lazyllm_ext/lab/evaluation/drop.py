@@ -17,20 +17,12 @@ class RandomScores:
     A token has the same score at every boundary and in every step, so that nothing is drawn anew,
     and revived, while decoding. What the schedule protects in the prefill (its last `window`
     tokens) and what comes after it score above all others, and so are not dropped later.
-
-    Args:
-        prompt: number of tokens of the prompt.
-        seed: another one, other scores.
-        window: of the schedule; its pool is 1.
-
-    Attributes:
-        cache: of the generation that runs, batch 1; to be set before each step.
     """
 
-    cache: LazyCache
+    cache: LazyCache  # of the generation that runs, batch 1; to be set before each step
 
     def __init__(self, prompt: int, seed: int, window: int):
-        self.window = window
+        self.window = window  # of the schedule; its pool is 1
         # Drawn on the CPU: the same on every device.
         drawn = torch.rand(prompt, generator=torch.Generator().manual_seed(seed))
         self.scores = torch.cat([drawn, torch.full((_MOST_NEW_TOKENS,), _ABOVE_ALL)])

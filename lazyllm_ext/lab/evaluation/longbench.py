@@ -23,19 +23,13 @@ from .tasks import Item, OptionalText, OptionalTexts, Tasks, Text, Texts, collec
 
 @dataclass(frozen=True)
 class DataSet:
-    """One of LongBench's.
+    """One of LongBench's."""
 
-    Attributes:
-        category: what data sets are averaged in.
-        metric: one of METRICS.
-        max_new_tokens: longest answer.
-        chat: whether the prompt is a user's turn. Prompts that a model goes on with, after examples
-            of the same form or inside code, are not.
-    """
-
-    category: str
-    metric: str
+    category: str  # what data sets are averaged in
+    metric: str  # one of METRICS
     max_new_tokens: int
+    # Whether the prompt is a user's turn. Prompts that a model goes on with, after examples of
+    # the same form or inside code, are not.
     chat: bool = True
 
 
@@ -61,14 +55,10 @@ DATA_SETS: Mapping[str, DataSet] = {
 
 @dataclass(frozen=True)
 class LongBench:
-    """What was read.
+    """What was read."""
 
-    Attributes:
-        tasks: the items, their prompts uncut.
-        missing: data sets that the folder has no file of; empty where they were asked for by name.
-    """
-
-    tasks: Tasks
+    tasks: Tasks  # the items, their prompts uncut
+    # Data sets that the folder has no file of; empty where they were asked for by name.
     missing: tuple[str, ...]
 
 

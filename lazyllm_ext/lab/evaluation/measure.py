@@ -30,52 +30,29 @@ PROFILE_BINS = 50
 
 @dataclass(frozen=True)
 class Answer:
-    """A greedy generation.
+    """A greedy generation."""
 
-    Attributes:
-        tokens: the new tokens; the last one may end the answer.
-        seconds: from the start of the prefill to each token.
-        logits: [vocab] each, of the first ones, as many as were asked for.
-    """
-
-    tokens: list[int]
-    seconds: list[float]
-    logits: list[Tensor]
-
-    def first(self, count: int) -> Answer:
-        """As if it had been stopped after so many tokens."""
-        return Answer(self.tokens[:count], self.seconds[:count], self.logits)
+    tokens: list[int]  # the new tokens; the last one may end the answer
+    seconds: list[float]  # from the start of the prefill to each token
+    logits: list[Tensor]  # [vocab] each, of the first ones, as many as were asked for
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One run of one item under one contender.
+    """One run of one item under one contender."""
 
-    Attributes:
-        score: of the item's metric, 0 … 1; for nll exp(-nll), the mean probability of a token.
-        also: the scores of `also_metrics`; for nll its mean negative log-likelihood, in nats.
-        output: the answer's text.
-        new_tokens: of the answer, 0 for nll.
-        ttft_seconds: from the prompt's tokens to the first new one.
-        decode_seconds: from the first new token to the last.
-        computed_percent: mean over layers of the prompt's tokens computed, at the end.
-        operations: of the prefill.
-        same_first_token: as the dense model's.
-        kl: mean over the dense model's own first 32 tokens of KL(dense ‖ this), nats.
-        kept: tokens that the prefill kept, one entry for each time that some were dropped.
-    """
-
-    score: float
+    score: float  # of the item's metric, 0 … 1; for nll exp(-nll), the mean probability of a token
+    # The scores of `also_metrics`; for nll its mean negative log-likelihood, in nats.
     also: dict[str, float]
-    output: str
-    new_tokens: int
-    ttft_seconds: float
-    decode_seconds: float
-    computed_percent: float
-    operations: int
-    same_first_token: bool
-    kl: float
-    kept: list[Kept]
+    output: str  # the answer's text
+    new_tokens: int  # of the answer, 0 for nll
+    ttft_seconds: float  # from the prompt's tokens to the first new one
+    decode_seconds: float  # from the first new token to the last
+    computed_percent: float  # mean over layers of the prompt's tokens computed, at the end
+    operations: int  # of the prefill
+    same_first_token: bool  # as the dense model's
+    kl: float  # mean over the dense model's own first 32 tokens of KL(dense ‖ this), nats
+    kept: list[Kept]  # tokens that the prefill kept, one entry for each time that some were dropped
 
 
 def measure(
@@ -101,7 +78,8 @@ def measure(
         answer = generate(other, logits, most, subject.stop, ttft, REFERENCE_TOKENS)
         reference = reference_of(answer)
         kl = 0.0
-        answer = answer.first(item.max_new_tokens)
+        most = item.max_new_tokens  # as if it had been stopped after so many
+        answer = Answer(answer.tokens[:most], answer.seconds[:most], answer.logits)
     else:
         kl = divergence(session.fork(), logits, reference)
         answer = generate(session, logits, item.max_new_tokens, subject.stop, ttft)
@@ -136,15 +114,7 @@ def generate(
     ttft: float = 0.0,
     keep_logits: int = 0,
 ) -> Answer:
-    """Greedy search after a prefill.
-
-    Args:
-        logits: [vocab] that the prefill gave.
-        most: tokens, the first included.
-        stop: tokens that end the answer.
-        ttft: seconds until the first token.
-        keep_logits: of how many of the first tokens.
-    """
+    """Greedy search after a prefill, see `greedy`; logits of the first `keep_logits` are kept."""
     answer = Answer([], [], [])
     clock = Clock()
     for token, chosen_from in greedy(logits, session.step, most, stop):

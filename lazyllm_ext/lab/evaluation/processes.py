@@ -16,17 +16,11 @@ _LONGEST_WAIT = timedelta(days=30)
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those that share the work.
+    """This process among those that share the work."""
 
-    Attributes:
-        rank: its number; 0 makes the report.
-        count: how many there are.
-        local_rank: its number on this machine.
-    """
-
-    rank: int = 0
+    rank: int = 0  # its number; 0 makes the report
     count: int = 1
-    local_rank: int = 0
+    local_rank: int = 0  # its number on this machine
 
     def wait(self) -> None:
         """Return when all processes have come here."""

@@ -11,42 +11,27 @@ from lazyllm_ext.lab.tools.tables import left_out, markdown_table, number
 from .plots import plot_kept_tokens, plot_score_against_ttft
 from .summary import ALL, EvaluationReport, Row, heading
 
-HEADINGS = (
-    "category",
-    "contender",
-    "items",
-    "score",
-    "relative",
-    "difference [95 %]",
-    "TTFT speed-up",
-    "generation speed-up",
-    "% of prompt computed",
-    "operations ratio",
-    "same first token",
-    "KL",
-)
 
-
-def cells(row: Row, against: str) -> list[str]:
-    """The columns of HEADINGS for one row; scores and differences × 100."""
+def cells(row: Row, against: str) -> dict[str, str]:
+    """The columns of one row, by heading; scores and differences × 100."""
     difference = "" if row.contender == against else f"{100 * row.difference:+.2f}"
     if difference and row.interval is not None:
         low, high = row.interval
         difference += f" [{100 * low:+.2f}, {100 * high:+.2f}]"
-    return [
-        "mean of categories" if row.category == ALL else row.category,
-        row.contender,
-        str(row.items),
-        f"{100 * row.score:.2f}",
-        number(row.relative, 3),
-        difference,
-        f"{row.ttft_speedup:.2f}",
-        number(row.generation_speedup, 2),
-        f"{row.computed_percent:.2f}",
-        f"{row.operations_ratio:.2f}",
-        f"{100 * row.same_first_token:.0f} %",
-        f"{row.kl:.4f}",
-    ]
+    return {
+        "category": "mean of categories" if row.category == ALL else row.category,
+        "contender": row.contender,
+        "items": str(row.items),
+        "score": f"{100 * row.score:.2f}",
+        "relative": number(row.relative, 3),
+        "difference [95 %]": difference,
+        "TTFT speed-up": f"{row.ttft_speedup:.2f}",
+        "generation speed-up": number(row.generation_speedup, 2),
+        "% of prompt computed": f"{row.computed_percent:.2f}",
+        "operations ratio": f"{row.operations_ratio:.2f}",
+        "same first token": f"{100 * row.same_first_token:.0f} %",
+        "KL": f"{row.kl:.4f}",
+    }
 
 
 def to_markdown(report: EvaluationReport) -> str:
@@ -60,7 +45,8 @@ def to_markdown(report: EvaluationReport) -> str:
     ]
     for length in report.lengths:
         rows = [cells(row, report.against) for row in report.at(length)]
-        lines += [f"## {heading(length)}", "", *markdown_table(HEADINGS, rows, names=2), ""]
+        table = markdown_table([*rows[0]], [[*row.values()] for row in rows], names=2)
+        lines += [f"## {heading(length)}", "", *table, ""]
     return "\n".join([*lines, *left_out(report.skipped)])
 
 

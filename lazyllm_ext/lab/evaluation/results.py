@@ -18,26 +18,18 @@ _PART = "records-of-rank-{}.jsonl"
 
 @dataclass(frozen=True)
 class Record:
-    """One item under one contender, the mean over its seeds; see `measure.Measured`.
+    """One item under one contender, the mean over its seeds; see `measure.Measured`."""
 
-    Attributes:
-        key: decides whether it is the one that a run needs; see `key_of`.
-        contender, item, task, category, length: for people, and for the summary.
-        prompt_tokens: n.
-        scores: of each seed; `score` is their mean.
-        same_first_token: part of the seeds with the dense model's first token.
-        profile: of the first seed; see `measure.profile`.
-    """
-
-    key: str
+    key: str  # decides whether it is the one that a run needs; see `key_of`
+    # These five are for people, and for the summary.
     contender: str
     item: str
     task: str
     category: str
     length: int | None
-    prompt_tokens: int
+    prompt_tokens: int  # n
     score: float
-    scores: list[float]
+    scores: list[float]  # of each seed; `score` is their mean
     also: dict[str, float]
     output: str
     new_tokens: float
@@ -45,9 +37,9 @@ class Record:
     decode_seconds: float
     computed_percent: float
     operations: float
-    same_first_token: float
+    same_first_token: float  # part of the seeds with the dense model's first token
     kl: float
-    profile: list[dict[str, Any]]
+    profile: list[dict[str, Any]]  # of the first seed; see `measure.profile`
 
 
 class Records:

@@ -38,16 +38,12 @@ class Evaluation:
     """What is to be run, and what of it is finished.
 
     Args:
-        subject: the model.
         items: in the order in which they run.
         contenders: of each item in this order, but the dense model first.
         records: finished ones are taken from it and added to it.
         model: see `results.model_digest`.
         setting: dtype, device and how prompts are made; a part of the records' keys.
         processes: among which the items are divided: every count-th is this one's.
-
-    Attributes:
-        skipped: a sentence for every item that does not fit the model's context.
 
     Raises:
         ValueError: a contender has schedules for some kinds of items, and none for one of these.
@@ -65,7 +61,7 @@ class Evaluation:
     ):
         self.subject, self.contenders, self.records = subject, contenders, records
         self.model, self.setting, self.processes = model, setting, processes
-        self.skipped: list[str] = []
+        self.skipped: list[str] = []  # a sentence for every item that does not fit the context
         self.items: list[Item] = []
         for item in items:
             fault = self._too_long(item)

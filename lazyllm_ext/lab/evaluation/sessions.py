@@ -27,13 +27,9 @@ class Kept:
 
 
 class Session(Protocol):
-    """What a contender makes of one prompt.
+    """What a contender makes of one prompt."""
 
-    Attributes:
-        stride: how many tokens of a known continuation one step may take.
-    """
-
-    stride: int
+    stride: int  # how many tokens of a known continuation one step may take
 
     def prefill(self) -> Tensor:
         """Compute the prompt: logits [vocab] of its last token. This is what TTFT measures."""
@@ -55,21 +51,15 @@ class Session(Protocol):
 
 
 class PlainSession:
-    """Plain transformers on a prompt, ids [n].
-
-    Attributes:
-        ids, positions: [k] what a prefill computes, the whole prompt.
-        following: position of the first token after it.
-        stored: how many tokens the cache holds.
-    """
+    """Plain transformers on a prompt."""
 
     stride = 64
 
     def __init__(self, subject: Subject, ids: Tensor):
-        self.subject, self.ids = subject, ids
+        self.subject, self.ids = subject, ids  # [k] what a prefill computes, the whole prompt
         self.positions = torch.arange(ids.numel(), device=ids.device)
-        self.following = ids.numel()
-        self.stored = 0
+        self.following = ids.numel()  # position of the first token after it
+        self.stored = 0  # tokens that the cache holds
         self.cache: Any = None
 
     def prefill(self) -> Tensor:
@@ -113,15 +103,9 @@ class PlainSession:
 
 
 class LazySession:
-    """A model to which LazyLLM is applied. A known continuation is fed as decoding would.
+    """A model to which LazyLLM is applied; `scores`, by lot, stand in for the importance."""
 
-    Args:
-        lazy: of the one model.
-        ids: [n] the prompt.
-        scores: by lot, instead of the importance; None for the importance.
-    """
-
-    stride = 1
+    stride = 1  # a known continuation is fed as decoding would
 
     def __init__(self, lazy: Lazy, ids: Tensor, scores: RandomScores | None = None):
         self.lazy, self.ids, self.scores = lazy, ids, scores
@@ -165,23 +149,14 @@ class LazySession:
 
 @dataclass(frozen=True)
 class Reduction:
-    """A prompt made shorter before the model computes it.
+    """A prompt made shorter before the model computes it."""
 
-    Attributes:
-        ids: [k] what is computed instead.
-        positions: [k] their positions.
-        following: position of the first token after them.
-        kept: tokens of the original prompt that are in it, and the layer that chose them.
-        operations: what finding it took.
-        computed_percent: with `ids` computed in all layers; see `Session.computed_percent`.
-    """
-
-    ids: Tensor
-    positions: Tensor
-    following: int
-    kept: Kept
-    operations: int
-    computed_percent: float
+    ids: Tensor  # [k] what is computed instead
+    positions: Tensor  # [k] their positions
+    following: int  # position of the first token after them
+    kept: Kept  # tokens of the original prompt that are in it, and the layer that chose them
+    operations: int  # what finding it took
+    computed_percent: float  # with `ids` computed in all layers; see `Session.computed_percent`
 
 
 class ReducedSession(PlainSession):

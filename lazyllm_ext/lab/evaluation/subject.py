@@ -18,16 +18,11 @@ from .tasks import Item
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt as the model gets it.
+    """A prompt as the model gets it."""
 
-    Attributes:
-        text: the text that was tokenized, chat template and answer prefix included.
-        ids: [n] int64, on the model's device.
-        spans: for each token its begin and end in `text`; both equal for what the tokenizer added.
-    """
-
-    text: str
-    ids: Tensor
+    text: str  # the text that was tokenized, chat template and answer prefix included
+    ids: Tensor  # [n] int64, on the model's device
+    # For each token its begin and end in `text`; both equal for what the tokenizer added.
     spans: tuple[tuple[int, int], ...]
 
 
@@ -56,10 +51,6 @@ class Subject:
         self.chat, self.answer_prefix = chat, answer_prefix
         self.dense_decoder = LazyDecoder.from_model(model, "dense")
         self.stop = _stop_tokens(model, tokenizer)
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device(self.model.device)
 
     @property
     def context(self) -> int | None:
@@ -101,7 +92,7 @@ class Subject:
         encoded = self.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
         if not encoded["input_ids"]:
             raise ValueError("prompt: expected at least one token, got none")
-        ids = torch.tensor(encoded["input_ids"], device=self.device)
+        ids = torch.tensor(encoded["input_ids"], device=self.model.device)
         return Prompt(text, ids, tuple((begin, end) for begin, end in encoded["offset_mapping"]))
 
     def decode(self, tokens: list[int]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from statistics import fmean, median
 from typing import Any
 
@@ -25,62 +26,44 @@ class Row:
     """One contender in one category at one length, against another contender.
 
     Ratios are the other's over this one's, so that above 1 is better here.
-
-    Attributes:
-        length: nominal, `all` for the items of all lengths, None where items have none.
-        category: `all` for the mean over categories.
-        items: how many.
-        score: 0 … 1.
-        relative: the score over the other's; None where that is 0.
-        difference: of the scores, this one's minus the other's.
-        interval: of the difference, its 95 % bounds by paired bootstrap over the items; None where
-            a task has one item, which says nothing of how they vary.
-        ttft_speedup: median over the items.
-        generation_speedup: of as many tokens as the other's answer has, the first included; median
-            over the items where both rates are known; None where there is no such item.
-        computed_percent: mean over layers of the prompt's tokens computed.
-        operations_ratio: of the prefill.
-        same_first_token: part of the items.
-        kl: to the dense model, nats.
     """
 
-    length: Length
-    category: str
+    length: Length  # nominal, `all` for the items of all lengths, None where items have none
+    category: str  # `all` for the mean over categories
     contender: str
     items: int
-    score: float
-    relative: float | None
-    difference: float
+    score: float  # 0 … 1
+    relative: float | None  # the score over the other's; None where that is 0
+    difference: float  # of the scores, this one's minus the other's
+    # Of the difference, its 95 % bounds by paired bootstrap over the items; None where a task has
+    # one item, which says nothing of how they vary.
     interval: tuple[float, float] | None
-    ttft_speedup: float
+    ttft_speedup: float  # median over the items
+    # Of as many tokens as the other's answer has, the first included; median over the items where
+    # both rates are known; None where there is no such item.
     generation_speedup: float | None
-    computed_percent: float
-    operations_ratio: float
-    same_first_token: float
-    kl: float
+    computed_percent: float  # mean over layers of the prompt's tokens computed
+    operations_ratio: float  # of the prefill
+    same_first_token: float  # part of the items
+    kl: float  # to the dense model, nats
 
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """Everything that is shown.
-
-    Attributes:
-        model: its name.
-        setting: dtype, device and how prompts were made.
-        against: the contender that the others are compared with.
-        contenders: all of them.
-        skipped: sentences, one for every line or item that was left out.
-        records: finished ones.
-        rows: see `summarize`.
-    """
+    """Everything that is shown."""
 
     model: str
-    setting: Mapping[str, Any]
-    against: str
+    setting: Mapping[str, Any]  # dtype, device and how prompts were made
     contenders: Sequence[Contender]
-    skipped: Sequence[str]
+    against: str  # the contender that the others are compared with
     records: Sequence[Record]
-    rows: Sequence[Row]
+    skipped: Sequence[str]  # sentences, one for every line or item that was left out
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """See `summarize`."""
+        names = [contender.name for contender in self.contenders]
+        return summarize(self.records, names, self.against)
 
     @property
     def title(self) -> str:
@@ -107,19 +90,6 @@ class EvaluationReport:
             "skipped": list(self.skipped),
             "rows": [asdict(row) for row in self.rows],
         }
-
-
-def make_report(
-    model: str,
-    setting: Mapping[str, Any],
-    contenders: Sequence[Contender],
-    against: str,
-    records: Sequence[Record],
-    skipped: Sequence[str],
-) -> EvaluationReport:
-    """The report of these records, each contender against one of them."""
-    rows = summarize(records, [contender.name for contender in contenders], against)
-    return EvaluationReport(model, setting, against, contenders, skipped, records, rows)
 
 
 Pair = tuple[Record, Record]  # of the same item: the contender's and the other's
@@ -184,11 +154,7 @@ def _row(length: Length, category: str, contender: str, pairs: Sequence[Pair]) -
 
 
 def balanced_mean(values: Iterable[tuple[str, str, float]]) -> float:
-    """Mean over categories of the mean over their tasks of the mean over their items.
-
-    Args:
-        values: category, task and value of each item.
-    """
+    """Mean over categories of tasks' means over items; of each category, task and value."""
     categories: dict[str, dict[str, list[float]]] = {}
     for category, task, value in values:
         categories.setdefault(category, {}).setdefault(task, []).append(value)

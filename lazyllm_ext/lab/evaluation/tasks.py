@@ -20,6 +20,7 @@ from lazyllm_ext.json_input import (
     shown,
     wrong,
 )
+from lazyllm_ext.lab.tools.files import os_error_as
 
 from .metrics import METRICS, WITH_CLASSES
 
@@ -111,10 +112,8 @@ def collect(name: str, files: Iterable[tuple[Path, Callable[[str, str], Item]]])
     items: dict[str, Item] = {}
     faults: list[str] = []
     for file, parse in files:
-        try:
+        with os_error_as(f"{name}: cannot read {str(file)!r}"):
             lines = file.read_bytes().split(b"\n")
-        except OSError as error:
-            raise ValueError(f"{name}: cannot read {str(file)!r}: {error.strerror}") from error
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue

@@ -19,16 +19,11 @@ class Clock:
 
 
 class TokenClock(BaseStreamer):
-    """Remembers when each new token came; a streamer for `generate`.
-
-    Attributes:
-        seconds: since it was made.
-        times: of each new token.
-    """
+    """Remembers when each new token came; a streamer for `generate`."""
 
     def __init__(self) -> None:
         self.seconds = Clock()
-        self.times: list[float] = []
+        self.times: list[float] = []  # of each new token, seconds since this was made
         self._prompt = True
 
     def put(self, value: Tensor) -> None:

@@ -15,15 +15,10 @@ from lazyllm_ext.schedule import ResolvedSchedule
 
 @dataclass(frozen=True)
 class DenseContinuation:
-    """What the dense model goes on with after a prompt, greedily.
+    """What the dense model goes on with after a prompt, greedily."""
 
-    Attributes:
-        tokens: the last one may end the answer.
-        log_probs: [tokens, vocab] float32, of each of them given all before.
-    """
-
-    tokens: list[int]
-    log_probs: Tensor
+    tokens: list[int]  # the last one may end the answer
+    log_probs: Tensor  # [tokens, vocab] float32, of each of them given all before
 
 
 def greedy(

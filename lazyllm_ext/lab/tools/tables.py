@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 
-def table_of(title: str, header: Sequence[str], lines: Iterable[Sequence[str]]) -> Table:
+def table_of(title: str | None, header: Sequence[str], lines: Iterable[Sequence[str]]) -> Table:
     """A table for a terminal; columns without a header are names, figures stand on the right."""
     table = Table(title=title, title_justify="left")
     for name in header:
@@ -16,6 +16,12 @@ def table_of(title: str, header: Sequence[str], lines: Iterable[Sequence[str]]) 
     for line in lines:
         table.add_row(*line)
     return table
+
+
+def table_of_cells(title: str, rows: Sequence[Sequence[tuple[str, str]]]) -> Table:
+    """`table_of` for at least one row in which each cell stands beside its column's header."""
+    header = [name for name, _ in rows[0]]
+    return table_of(title, header, ([cell for _, cell in row] for row in rows))
 
 
 def show(tables: Iterable[Table]) -> None:

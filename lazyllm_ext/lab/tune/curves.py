@@ -21,17 +21,11 @@ _EARLIEST = 0.2
 
 @dataclass(frozen=True)
 class Recall:
-    """What the best fifth of the tokens by a layer's scores holds, protected tokens left out.
+    """What the best fifth of the tokens by a layer's scores holds, protected tokens left out."""
 
-    Attributes:
-        layer: whose scores they are.
-        mass: part of the attention that the continuation's tokens pay in later layers.
-        top: part of the 64 tokens to which these layers attend most.
-    """
-
-    layer: int
-    mass: float
-    top: float
+    layer: int  # whose scores they are
+    mass: float  # part of the attention that the continuation's tokens pay in later layers
+    top: float  # part of the 64 tokens to which these layers attend most
 
 
 def recalls(scores: Mapping[int, Tensor], attention: Mapping[int, Tensor]) -> list[Recall]:

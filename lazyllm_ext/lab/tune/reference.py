@@ -25,17 +25,12 @@ from .curves import Recall, recalls
 
 @dataclass(frozen=True)
 class Reference(DenseContinuation):
-    """One prompt under the dense model: how it goes on, and what was computed on the way.
+    """One prompt under the dense model: how it goes on, and what was computed on the way."""
 
-    Attributes:
-        prompt_tokens: n.
-        hidden: by layer, what enters it: [n + tokens - 1, hidden], in the memory of the host.
-        curve: see `curves.recalls`.
-    """
-
-    prompt_tokens: int
+    prompt_tokens: int  # n
+    # By layer, what enters it: [n + tokens - 1, hidden], in the memory of the host.
     hidden: dict[int, Tensor]
-    curve: list[Recall]
+    curve: list[Recall]  # see `curves.recalls`
 
     def keep_hidden(self, layers: Collection[int]) -> None:
         """Forget what enters other layers."""
@@ -53,14 +48,11 @@ class DenseModel:
 
     Raises:
         ValueError: a model that LazyLLM does not support, or one without a layer for a boundary.
-
-    Attributes:
-        layers: where a boundary may be, ascending.
-        decoder: of the whole model.
     """
 
     def __init__(self, model: Any):
         dense = LazyDecoder.from_model(model, PruningSchedule())
+        # Where a boundary may be, ascending.
         self.layers = [n for n, full in enumerate(full_attention(dense)) if full]
         if self.layers[-1:] == [dense.num_layers - 1]:
             self.layers.pop()

@@ -82,7 +82,8 @@ def to_markdown(tuning: Tuning, title: str) -> str:
         ],
     )
     if not all(trial.within for trial in tuning.checks):
-        lines += ["", "## What did not hold on the other half", "", *_rejected(tuning)]
+        lines += ["", "## What did not hold on the other half", ""]
+        lines += markdown_table(_ROW, [_row(trial) for trial in tuning.checks if not trial.within])
     lines += ["", "## What was tried", "", *_tried(tuning), "", *_curve(tuning), ""]
     return "\n".join([*lines, *left_out(tuning.skipped)])
 
@@ -128,10 +129,6 @@ def _tried(tuning: Tuning) -> list[str]:
         "",
         *table,
     ]
-
-
-def _rejected(tuning: Tuning) -> list[str]:
-    return markdown_table(_ROW, [_row(trial) for trial in tuning.checks if not trial.within])
 
 
 _ROW = ["boundaries (layer: keep)", *_MEASURES, "prompts"]

@@ -19,17 +19,11 @@ C = TypeVar("C")
 
 @dataclass(frozen=True)
 class Found:
-    """What a search ended with.
+    """What a search ended with."""
 
-    Attributes:
-        best: place of the cheapest candidate that is within the bound, None for none.
-        runs: places of the candidates that were run, in this order.
-        open: candidates that might be better, and were not run, since the runs were used up.
-    """
-
-    best: int | None
-    runs: list[int]
-    open: int
+    best: int | None  # place of the cheapest candidate that is within the bound, None for none
+    runs: list[int]  # places of the candidates that were run, in this order
+    open: int  # candidates that might be better, and were not run, since the runs were used up
 
 
 def cheapest(

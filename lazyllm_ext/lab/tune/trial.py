@@ -19,22 +19,15 @@ from .reference import Reference
 
 @dataclass(frozen=True)
 class Outcome:
-    """A schedule on one prompt, or the mean over several.
+    """A schedule on one prompt, or the mean over several."""
 
-    Attributes:
-        kl: KL(dense ‖ this) in nats, mean over the tokens of the dense model's continuation, which
-            the schedule is made to say.
-        agreement: part of these tokens that it would have said itself.
-        first: whether the first one is (1 or 0).
-        operations: of the prefill.
-        dense_operations: of the dense one.
-    """
-
+    # KL(dense ‖ this) in nats, mean over the tokens of the dense model's continuation, which the
+    # schedule is made to say.
     kl: float
-    agreement: float
-    first: float
-    operations: float
-    dense_operations: float
+    agreement: float  # part of these tokens that it would have said itself
+    first: float  # whether the first one is (1 or 0)
+    operations: float  # of the prefill
+    dense_operations: float  # of the dense one
 
     @property
     def ratio(self) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 from torch import Tensor
 
@@ -36,23 +36,16 @@ Progress = Callable[[str, int, int], None]
 class Wish:
     """What is asked of a schedule, and how hard it is looked for.
 
-    Attributes:
-        bound: largest KL(dense ‖ schedule) in nats, mean over prompts and tokens.
-        agreement: smallest part of tokens that are the dense model's, mean over prompts; None for
-            any.
-        new_tokens: most tokens of each dense continuation that both are measured on.
-        most_boundaries: of a schedule.
-        most_runs: of schedules, each on all prompts of the tuned half at most.
-
     Raises:
         ValueError: a value out of its range.
     """
 
-    bound: float = 0.05
+    bound: float = 0.05  # largest KL(dense ‖ schedule) in nats, mean over prompts and tokens
+    # Smallest part of tokens that are the dense model's, mean over prompts; None for any.
     agreement: float | None = None
-    new_tokens: int = 16
-    most_boundaries: int = 2
-    most_runs: int = 40
+    new_tokens: int = 16  # most tokens of each dense continuation that both are measured on
+    most_boundaries: int = 2  # of a schedule
+    most_runs: int = 40  # of schedules, each on all prompts of the tuned half at most
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.bound) and self.bound >= 0):
@@ -68,20 +61,12 @@ class Wish:
 
 @dataclass(frozen=True)
 class Trial:
-    """A schedule that was run.
-
-    Attributes:
-        candidate: its boundaries.
-        outcome: mean over the prompts that it was run on.
-        prompts: how many these are; a schedule is given up once it must end over the bound.
-        of: how many there are.
-        within: whether it is within the bounds.
-    """
+    """A schedule that was run."""
 
     candidate: Candidate
-    outcome: Outcome
-    prompts: int
-    of: int
+    outcome: Outcome  # mean over the prompts that it was run on
+    prompts: int  # how many these are; a schedule is given up once it must end over the bound
+    of: int  # how many there are
     within: bool
 
     @property
@@ -92,38 +77,23 @@ class Trial:
 
 @dataclass(frozen=True)
 class Tuning:
-    """What came of it.
+    """What came of it."""
 
-    Attributes:
-        wish: what was asked.
-        schedule: the result, named.
-        chosen: its boundaries; none for the dense model.
-        tuned, checked: the result on both halves; None for the dense model, which is its own
-            reference.
-        trials: on the tuned half, in the order of the runs.
-        checks: on the other half, of those within the bounds on the tuned one.
-        open: schedules that might be better, for which no runs were left.
-        curve: recall by layer, mean over the tuned half.
-        layers: where boundaries were tried.
-        tuned_tokens, checked_tokens: lengths of the prompts.
-        dense_operations: of a dense prefill, mean over the tuned half.
-        skipped: a sentence for each prompt that does not fit the model's context.
-    """
-
-    wish: Wish
-    schedule: PruningSchedule
-    chosen: Candidate
+    wish: Wish  # what was asked
+    schedule: PruningSchedule  # the result, named
+    chosen: Candidate  # its boundaries; none for the dense model
+    # The result on both halves; None for the dense model, which is its own reference.
     tuned: Outcome | None
     checked: Outcome | None
-    trials: list[Trial]
-    checks: list[Trial]
-    open: int
-    curve: list[Recall]
-    layers: list[int]
-    tuned_tokens: list[int]
+    trials: list[Trial]  # on the tuned half, in the order of the runs
+    checks: list[Trial]  # on the other half, of those within the bounds on the tuned one
+    open: int  # schedules that might be better, for which no runs were left
+    curve: list[Recall]  # recall by layer, mean over the tuned half
+    layers: list[int]  # where boundaries were tried
+    tuned_tokens: list[int]  # lengths of the prompts of each half
     checked_tokens: list[int]
-    dense_operations: float
-    skipped: list[str]
+    dense_operations: float  # of a dense prefill, mean over the tuned half
+    skipped: list[str]  # a sentence for each prompt that does not fit the model's context
 
 
 def within(wish: Wish, outcomes: Sequence[Outcome], of: int) -> bool:
@@ -163,14 +133,9 @@ def tune(
     bar = _Bar(progress, len(tuned_ids) * (1 + wish.most_runs) + 2 * len(checked_ids))
     references, layers = _references(subject, dense, tuned_ids, wish, bar)
     min_tokens = min(_MIN_TOKENS, *(ids.numel() for ids in fitting))
-    half = _Half(dense, lambda: references, wish, min_tokens, bar)
-    other = _Half(
-        dense,
-        lambda: _references(subject, dense, checked_ids, wish, bar, layers)[0],
-        wish,
-        min_tokens,
-        bar,
-    )
+    make_half = partial(_Half, dense, wish, min_tokens, bar)
+    half = make_half(lambda: references)
+    other = make_half(lambda: _references(subject, dense, checked_ids, wish, bar, layers)[0])
     lengths = [ids.numel() for ids in tuned_ids]
     best, left_open = _search(grid(layers, wish.most_boundaries), half, other, lengths)
     bar.end()
@@ -272,25 +237,21 @@ def _search(
 
 
 class _Half:
-    """Runs candidates on one half of the prompts, and remembers what came of it.
-
-    Args:
-        references: of its prompts; computed when the first candidate is run.
-    """
+    """Runs candidates on one half of the prompts, and remembers what came of it."""
 
     def __init__(
         self,
         dense: DenseModel,
-        references: Callable[[], Sequence[Reference]],
         wish: Wish,
         min_tokens: int,
         bar: _Bar,
+        references: Callable[[], Sequence[Reference]],
     ):
         self.dense, self.wish, self.min_tokens, self.bar = dense, wish, min_tokens, bar
         self._make_references = references
         self.trials: list[Trial] = []
 
-    @cached_property
+    @cached_property  # computed when the first candidate is run
     def references(self) -> Sequence[Reference]:
         return self._make_references()
 

@@ -14,10 +14,10 @@ import pytest
 
 from lazyllm_ext.lab.evaluation import (
     Evaluation,
+    EvaluationReport,
     Record,
     Records,
     Subject,
-    make_report,
     model_digest,
     parse_contenders,
     summarize,
@@ -137,7 +137,7 @@ class TestResuming:
         layers = [[entry["layer"] for entry in r.profile] for r in done.finished()]
         assert layers == [[1, 3], [2]]
         assert "<h2>tuned: qa</h2>" in write_page(subject, QA, done.contenders)
-        report = make_report("tiny", SETTING, done.contenders, "tuned", done.finished(), [])
+        report = EvaluationReport("tiny", SETTING, done.contenders, "tuned", done.finished(), [])
         drawn: list[str] = []
         monkeypatch.setattr(
             "lazyllm_ext.lab.evaluation.plots._draw_kept",
@@ -229,9 +229,9 @@ class TestSummary:
         dense, ours = summarize(records, ["dense", "ours"], "dense")[:2]
         assert dense.interval == (0.0, 0.0)
         assert ours.interval == pytest.approx((-0.7, -0.5))
-        assert cells(ours, "dense")[5] == "-60.00 [-70.00, -50.00]"
+        assert cells(ours, "dense")["difference [95 %]"] == "-60.00 [-70.00, -50.00]"
         alone = summarize(records[:2], ["dense", "ours"], "dense")[1]
-        assert cells(alone, "dense")[5] == "-50.00"
+        assert cells(alone, "dense")["difference [95 %]"] == "-50.00"
 
     def test_all_lengths_come_last(self):
         """Two items of one length and one of the other: the task's mean is over the three."""
@@ -327,7 +327,7 @@ def test_levels_and_profile():
 def test_report_files(subject: Subject, tmp_path: Path, schedule: Path):
     done = evaluation(subject, tmp_path, ["dense", str(schedule)])
     done.run()
-    report = make_report(
+    report = EvaluationReport(
         "tiny", SETTING, done.contenders, "dense", done.finished(), ["a.jsonl:3: broken | line"]
     )
     files = write_report(report, tmp_path)
