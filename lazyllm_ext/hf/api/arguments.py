@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 from transformers.generation.configuration_utils import GenerationConfig, GenerationMode
 
-from lazyllm_ext.errors import NotSupportedError
+from lazyllm_ext.errors import NotSupportedError, refusal
 from lazyllm_ext.hf.cache.cache import LazyCache
-from lazyllm_ext.hf.models.refusal import refusal
 from lazyllm_ext.hf.models.versions import CACHE_NAME, OPTIONS_OF_SOME
 
 _MODES = (

@@ -11,7 +11,7 @@ from transformers.cache_utils import DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from lazyllm_ext.decoder import LazyDecoder
-from lazyllm_ext.hf.models.refusal import refusal
+from lazyllm_ext.errors import refusal
 from lazyllm_ext.hf.models.versions import CACHE_NAME
 from lazyllm_ext.state import LazyState
 

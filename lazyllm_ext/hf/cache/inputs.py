@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from lazyllm_ext.decoder import LazyDecoder
-from lazyllm_ext.errors import NotSupportedError
-from lazyllm_ext.hf.models.refusal import refusal
+from lazyllm_ext.errors import NotSupportedError, refusal
 from lazyllm_ext.hf.models.versions import CACHE_NAME
 
 from .cache import LazyCache

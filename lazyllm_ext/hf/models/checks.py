@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from lazyllm_ext.errors import NotSupportedError
+from lazyllm_ext.errors import NotSupportedError, refusal
 
 from .parts import Language, language_of, pieces_of
 from .ranks import check_ranks
-from .refusal import refusal
 from .versions import only_sums_gradients
 
 # Rotary embeddings whose frequencies do not depend on the length of the sequence.

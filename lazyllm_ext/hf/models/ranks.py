@@ -8,10 +8,9 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lazyllm_ext.errors import NotSupportedError
+from lazyllm_ext.errors import NotSupportedError, refusal
 
 from .parts import Language, head_dim, parts_of
-from .refusal import refusal
 from .versions import tensor_parallel_group
 
 # transformers' plan for projections of queries, keys, values and the output, divided by heads.

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from lazyllm_ext.hf.models.refusal import refusal
+from lazyllm_ext.errors import refusal
 
 from .family import Family
 from .reasons import REASONS
