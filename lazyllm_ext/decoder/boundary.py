@@ -141,14 +141,6 @@ def _places(index: Tensor, offsets: Tensor, columns: int) -> Tensor:
     return torch.where(index >= 0, index + sequence * columns, -1)
 
 
-def _compact(index: Tensor, used: Tensor, bounds: list[int]) -> tuple[Tensor, Tensor, list[int]]:
-    """Drop the unused places: index, offsets, counts. One read of the device's counts."""
-    counts: list[int] = used.tolist()
-    if counts != bounds:
-        index = index[index >= 0]
-    return index, offsets_of(counts, index.device), counts
-
-
 class Choice(NamedTuple):
     """A_s while it is being settled: packed like Keys, slots not known yet."""
 
@@ -166,8 +158,11 @@ def choose(state: LazyState, rule: BoundaryRule, step: Step, keys: Keys) -> Choi
     index, offsets, used = _select(
         state, rule, step, candidates, keys.offsets, _targets(state, rule), bounds, True
     )
-    if not step.fixed:
-        index, offsets, bounds = _compact(index, used, bounds)
+    if not step.fixed:  # without unused places, at the price of one read of the device's counts
+        counts: list[int] = used.tolist()
+        if counts != bounds:
+            index = index[index >= 0]
+        offsets, bounds = offsets_of(counts, index.device), counts
     place = _places(index, offsets, table_columns(state))
     return Choice(index, place, read(state.aux_slot[rule.number], place) >= 0, offsets, bounds)
 

@@ -12,11 +12,6 @@ from torch import Tensor
 from .tables import LazyState, StoreSpec, read, write_
 
 
-def _room_for(rows: int, grown: bool) -> int:
-    """Capacity for `rows`: a little room at first, an eighth when a store has proved to grow."""
-    return rows + max(rows // 8 if grown else rows // 16, 16)
-
-
 def _resized(store: Tensor, capacity: int, used: int) -> Tensor:
     shape = list(store.shape)
     shape[0] = capacity
@@ -77,7 +72,8 @@ def reserve_kv_(state: LazyState, spec: StoreSpec, stage: int, rows: int) -> Non
     used = state.used_bound[stage]
     if used + rows <= state.keys[layers[0]].size(0):
         return
-    capacity = _room_for(used + rows, used > 0)
+    # A little room at first, an eighth when a store has proved to grow.
+    capacity = used + rows + max((used + rows) // (8 if used > 0 else 16), 16)
     for layer in layers:
         state.keys[layer] = _resized(state.keys[layer], capacity, used)
         state.values[layer] = _resized(state.values[layer], capacity, used)

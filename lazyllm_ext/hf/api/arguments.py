@@ -63,7 +63,7 @@ def without_nones(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Call:
-    """A call of the model or of its generate: its cache, its schedule, and transformers' own."""
+    """A call of the model or of its generate: its cache, its schedule, and the arguments left."""
 
     def __init__(self, arguments: Mapping[str, Any]):
         self.arguments = dict(arguments)  # by name; the cache is left out, by either of its names
@@ -174,7 +174,7 @@ def _check_turn(arguments: Mapping[str, Any], config: GenerationConfig, cache: L
     """Refuse inputs that do not go on from a cache. New tokens alone, with the mask of all, do.
 
     Raises:
-        NotSupportedError: no more columns than that; transformers would cut them at a wrong place.
+        NotSupportedError: no more columns than the cache has; transformers would cut them wrongly.
         ValueError: other tokens than the document's: its keys and values would stand for words
             that they do not belong to; or a mask of other columns than these inputs, alone or with
             the cache's, which would lead to other positions.

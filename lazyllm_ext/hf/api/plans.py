@@ -12,8 +12,8 @@ from lazyllm_ext.decoder import LazyDecoder
 from lazyllm_ext.hf.cache.plan import Plan
 from lazyllm_ext.hf.cache.progress import tell_watcher
 from lazyllm_ext.hf.models.build import build_decoder
+from lazyllm_ext.hf.models.checks import Snapshot
 from lazyllm_ext.hf.models.ranks import refuse_ranks
-from lazyllm_ext.hf.models.unchanged import Snapshot
 from lazyllm_ext.schedule import PruningSchedule
 
 from .payoff import min_tokens_of

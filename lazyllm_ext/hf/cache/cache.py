@@ -22,8 +22,7 @@ from lazyllm_ext.state import (
 
 from .plan import Plan
 from .progress import Progress
-from .report import Report, make_report
-from .turn import Turn
+from .report import Report, Turn, make_report
 
 
 class LazyCache(Cache):

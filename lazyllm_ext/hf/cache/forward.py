@@ -18,7 +18,7 @@ from .cache import LazyCache
 from .inputs import PackedInputs, pack_inputs
 from .plan import Plan
 from .progress import watched
-from .turn import Turn
+from .report import Turn
 
 
 def usable_cache(past: Any, plan: Plan, known: Container[Plan]) -> LazyCache:
