@@ -9,3 +9,8 @@ class NotSupportedError(ValueError):
     `lazyllm_ext.apply(…, on_error="dense")` lets transformers run it instead. Arguments that are
     wrong for both stay plain ValueErrors.
     """
+
+
+def refusal(what: str, expected: object, got: object) -> NotSupportedError:
+    """To be raised where `what` of a model or a call is not as LazyLLM needs it."""
+    return NotSupportedError(f"{what}: expected {expected}, got {got}")

@@ -97,9 +97,7 @@ def _bounds(state: LazyState, rule: BoundaryRule, step: Step, keys: Keys) -> lis
         if length >= rule.min_tokens:
             # In fixed shapes the room depends on the tables' capacity, which changes seldom.
             room = table_columns(state) if step.fixed else length
-            target = rule.budget
-            if target < 0:
-                target = math.ceil(room * rule.keep - 1e-9)
+            target = rule.budget if rule.budget >= 0 else math.ceil(room * rule.keep - 1e-9)
             most = min(most, max(target, 1, step.protect_last + rule.protect_first))
         bounds.append(most)
     if step.fixed:  # one shape for all sequences
@@ -119,9 +117,6 @@ def _select(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Chosen token indices (with -1 in unused places), their offsets, and how many are used."""
     offsets = offsets_of(bounds, candidates.device)
-    room = 0
-    for bound in bounds:
-        room += bound
     index, used = torch.ops.lazyllm.select_tokens(
         state.importance[rule.number],
         state.length,
@@ -129,7 +124,7 @@ def _select(
         candidate_offsets,
         targets,
         offsets,
-        room,
+        sum(bounds),
         rule.pool,
         rule.protect_first,
         step.protect_last,
@@ -144,14 +139,6 @@ def _places(index: Tensor, offsets: Tensor, columns: int) -> Tensor:
         return index
     sequence = torch.repeat_interleave(offsets[1:] - offsets[:-1], output_size=index.size(0))
     return torch.where(index >= 0, index + sequence * columns, -1)
-
-
-def _compact(index: Tensor, used: Tensor, bounds: list[int]) -> tuple[Tensor, Tensor, list[int]]:
-    """Drop the unused places: index, offsets, counts. One read of the device's counts."""
-    counts: list[int] = used.tolist()
-    if counts == bounds:
-        return index, offsets_of(counts, index.device), counts
-    return index[index >= 0], offsets_of(counts, index.device), counts
 
 
 class Choice(NamedTuple):
@@ -171,8 +158,11 @@ def choose(state: LazyState, rule: BoundaryRule, step: Step, keys: Keys) -> Choi
     index, offsets, used = _select(
         state, rule, step, candidates, keys.offsets, _targets(state, rule), bounds, True
     )
-    if not step.fixed:
-        index, offsets, bounds = _compact(index, used, bounds)
+    if not step.fixed:  # without unused places, at the price of one read of the device's counts
+        counts: list[int] = used.tolist()
+        if counts != bounds:
+            index = index[index >= 0]
+        offsets, bounds = offsets_of(counts, index.device), counts
     place = _places(index, offsets, table_columns(state))
     return Choice(index, place, read(state.aux_slot[rule.number], place) >= 0, offsets, bounds)
 
@@ -249,22 +239,18 @@ def _join_fixed(
     state: LazyState, choice: Choice, rows: Rows, hidden: Tensor, revive: Tensor, revived: Tensor
 ) -> tuple[Rows, Tensor, Tensor]:
     """The same in fixed shapes: each sequence's revived rows, then its old ones, all kept."""
-    batch = state.length.size(0)
-    columns = table_columns(state)
+    batch, columns = state.length.size(0), table_columns(state)
     # [B, rows, 1] against [B, 1, K]: a few rows, so comparing beats a table of marks.
     mine, theirs = rows.place.view(batch, -1, 1), choice.place.view(batch, 1, -1)
     kept = ((mine == theirs) & (mine >= 0)).any(dim=2).view(-1)
-    place = torch.cat(
-        [revive.view(batch, -1), torch.where(kept, rows.place, -1).view(batch, -1)], dim=1
-    )
+    old = torch.where(kept, rows.place, -1)
+    place = torch.cat([revive.view(batch, -1), old.view(batch, -1)], dim=1)
     width = hidden.size(1)
-    joined = torch.cat([revived.view(batch, -1, width), hidden.view(batch, -1, width)], dim=1).view(
-        -1, width
-    )
+    joined = torch.cat([revived.view(batch, -1, width), hidden.view(batch, -1, width)], dim=1)
     offsets = torch.arange(batch + 1, dtype=torch.int64, device=place.device) * place.size(1)
     flat = place.view(-1)
     index = torch.where(flat >= 0, flat % columns, -1)
-    return Rows(index, flat, offsets), joined, kept
+    return Rows(index, flat, offsets), joined.view(-1, width), kept
 
 
 def cross_boundary_(
@@ -294,11 +280,6 @@ def cross_boundary_(
             put_waiting_(state, number, rows.place.index_select(0, drop), dropped)
     slots = enter_stage_(state, spec, number + 1, going.place)
     state.active[number], state.active_offsets[number] = choice.index, choice.offsets
-    active = Keys(
-        choice.index,
-        choice.place,
-        read(state.slot[number + 1], choice.place),
-        choice.offsets,
-        choice.bounds,
-    )
+    stored = read(state.slot[number + 1], choice.place)
+    active = Keys(choice.index, choice.place, stored, choice.offsets, choice.bounds)
     return active, going, slots, joined

@@ -88,13 +88,10 @@ class LazyLayer(nn.Module):
         self.input_norm = input_norm
         self.q_proj, self.k_proj = projection(q_proj), projection(k_proj)
         self.v_proj, self.o_proj = projection(v_proj), projection(o_proj)
-        self.q_norm = q_norm if q_norm is not None else nn.Identity()
-        self.k_norm = k_norm if k_norm is not None else nn.Identity()
-        self.attention_out_norm = (
-            attention_out_norm if attention_out_norm is not None else nn.Identity()
-        )
+        self.q_norm, self.k_norm = q_norm or nn.Identity(), k_norm or nn.Identity()
+        self.attention_out_norm = attention_out_norm or nn.Identity()
         self.mlp_norm, self.mlp = mlp_norm, mlp
-        self.mlp_out_norm = mlp_out_norm if mlp_out_norm is not None else nn.Identity()
+        self.mlp_out_norm = mlp_out_norm or nn.Identity()
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
         self.scale, self.window, self.softcap, self.rope = scale, window, softcap, rope
         self.interleaved, self.parallel = interleaved, parallel
@@ -284,19 +281,11 @@ class LazyLayer(nn.Module):
         if self.one_call:
             q, k, v = self.q_proj.linear, self.k_proj.linear, self.v_proj.linear
             o = self.o_proj.linear
-            inner: list[Tensor] = self.mlp.weights()
+            norm, mlp_norm = self.input_norm.weight, self.mlp_norm.weight
             weights = torch.jit.annotate(
-                list[Tensor],
-                [
-                    self.input_norm.weight,
-                    q.weight,
-                    k.weight,
-                    v.weight,
-                    o.weight,
-                    self.mlp_norm.weight,
-                ],
+                list[Tensor], [norm, q.weight, k.weight, v.weight, o.weight, mlp_norm]
             )
-            weights.extend(inner)
+            weights.extend(self.mlp.weights())
             optional = torch.jit.annotate(
                 list[Tensor | None], [q.bias, k.bias, v.bias, o.bias, None, None, None, None]
             )

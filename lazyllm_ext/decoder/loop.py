@@ -68,7 +68,7 @@ class LazyDecoder(nn.Module):
         self.embed, self.norm, self.lm_head = embed, norm, Projection(lm_head)
         self.layers, self.ropes = nn.ModuleList(layers), nn.ModuleList(ropes)
         self.learns_positions = position_embed is not None
-        self.position_embed = position_embed if position_embed is not None else nn.Identity()
+        self.position_embed = position_embed or nn.Identity()
         self.embed_scale, self.logit_scale = embed_scale, logit_scale
         self.logit_softcap, self.checked = logit_softcap, checked
         self.num_layers = len(layers)

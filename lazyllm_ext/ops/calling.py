@@ -15,8 +15,6 @@ from torch import Tensor
 
 from . import fake, loading
 
-__all__ = ["call", "check", "check_type"]
-
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 INT64 = (torch.int64,)
 # The schema does not say dtypes. A tensor whose name ends with one of these words is int64, the

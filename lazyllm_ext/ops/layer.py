@@ -6,8 +6,6 @@ from torch import Tensor
 
 from .calling import call
 
-__all__ = ["decoder_layer_"]
-
 
 def decoder_layer_(
     hidden: Tensor,

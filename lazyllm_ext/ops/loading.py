@@ -8,8 +8,6 @@ import torch
 
 from . import fake
 
-__all__ = ["library_path", "load"]
-
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 

@@ -6,8 +6,6 @@ from torch import Tensor
 
 from .calling import call
 
-__all__ = ["gated_activation", "linear", "rms_norm", "rotate"]
-
 
 def gated_activation(gate: Tensor, up: Tensor, activation: str = "silu") -> Tensor:
     """The middle of a gated MLP (arXiv 2002.05202), ``activation(gate) * up`` in one pass.

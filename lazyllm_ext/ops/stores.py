@@ -6,8 +6,6 @@ from torch import Tensor
 
 from .calling import call
 
-__all__ = ["aux_gather", "aux_scatter_", "kv_append_"]
-
 
 def aux_gather(source: Tensor, index: Tensor) -> Tensor:
     """Rows out of the Aux Cache (arXiv 2407.14057, section 3.3) or of any row-wise tensor.
@@ -53,11 +51,9 @@ def kv_append_(
     ``key_store[slots] = key; value_store[slots] = value``, leaving -1 out.
 
     Args:
-        key_store: [slots, Hkv, D] float.
-        value_store: [slots, Hkv, D], the same dtype.
+        key_store, value_store: [slots, Hkv, D] float of one dtype.
         slots: [T] int64, distinct rows of the stores, or -1. That they are distinct is not checked.
-        key: [T, Hkv, D], the same dtype.
-        value: [T, Hkv, D], the same dtype.
+        key, value: [T, Hkv, D], the same dtype.
 
     Raises:
         TypeError, ValueError: an argument is wrong.

@@ -7,8 +7,6 @@ from torch import Tensor
 
 from .calling import call, check, check_type
 
-__all__ = ["lazy_attention", "select_tokens", "token_importance"]
-
 
 def token_importance(
     query: Tensor,

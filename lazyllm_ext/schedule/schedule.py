@@ -41,32 +41,21 @@ _VARIANT = re.compile(r"|([-_]|\.(?!\d))[^/]*")
 
 @dataclass(frozen=True)
 class ResolvedSchedule:
-    """A schedule on one model: what the decoder runs by. Lists run over the S boundaries.
+    """A schedule on one model: what the decoder runs by.
 
-    Attributes:
-        layers: layer numbers, strictly ascending, full-attention layers, none of them the last.
-        keeps: part of the context that stays; 1.0 where a budget rules.
-        budgets: tokens that stay; -1 where a keep rules.
-        heads: numbers of the query heads that score; empty for all of them.
-        window: queries whose attention is the importance (w of docs/schedules.md).
-        pool: odd width of the max-pooling over token indices.
-        protect_first: first tokens that are never dropped.
-        over_heads: "mean" or "max".
-        accumulate: whether a boundary's scores include those of the boundaries before it.
-        max_revive: most revivals per step, sequence and boundary; -1 for no bound.
-        min_tokens: shorter contexts are not pruned.
+    The first four run over the S boundaries, the others are `PruningSchedule`'s.
     """
 
-    layers: tuple[int, ...] = ()
-    keeps: tuple[float, ...] = ()
-    budgets: tuple[int, ...] = ()
-    heads: tuple[tuple[int, ...], ...] = ()
+    layers: tuple[int, ...] = ()  # strictly ascending, of full attention, none of them the last
+    keeps: tuple[float, ...] = ()  # part of the context that stays; 1.0 where a budget rules
+    budgets: tuple[int, ...] = ()  # tokens that stay; -1 where a keep rules
+    heads: tuple[tuple[int, ...], ...] = ()  # query heads that score; empty for all of them
     window: int = 1
     pool: int = 1
     protect_first: int = 0
     over_heads: str = "mean"
     accumulate: bool = False
-    max_revive: int = -1
+    max_revive: int = -1  # for no bound
     min_tokens: int = 0
 
 

@@ -1,5 +1,7 @@
 """What is done to a cache between steps: crop, reorder, repeat, select, fork."""
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -52,26 +54,16 @@ def select_sequences(state: LazyState, index: Tensor) -> LazyState:
     order: list[int] = index.tolist()
     # A slot may have been dropped from every table: let compaction find out.
     dropped = torch.unique(index).size(0) < state.length.size(0)
-    freed = list(state.used_bound if dropped else state.freed)
-    return LazyState(
-        keys=state.keys,
-        values=state.values,
+    return state._replace(
         slot=_rows_of(state.slot, index),
-        aux=state.aux,
         aux_slot=_rows_of(state.aux_slot, index),
         importance=_rows_of(state.importance, index),
         active=[torch.empty_like(entry[:0]) for entry in state.active],
-        active_offsets=[
-            torch.zeros([len(order) + 1], dtype=torch.int64, device=index.device)
-            for _ in state.active
-        ],
+        active_offsets=[offsets.new_zeros([len(order) + 1]) for offsets in state.active_offsets],
         position=_rows_of(state.position, index),
         length=state.length.index_select(0, index),
         host_length=[state.host_length[place] for place in order],
-        used=state.used,
-        used_bound=state.used_bound,
-        freed=freed,
-        revived=state.revived,
+        freed=list(state.used_bound if dropped else state.freed),
         finished=[state.finished[place] for place in order],
     )
 
@@ -91,21 +83,5 @@ def fork_state(state: LazyState, spec: StoreSpec) -> LazyState:
             keys[layer] = keys[layer][: used[stage]]
             values[layer] = values[layer][: used[stage]]
     aux = [store[: used[len(state.slot) + number]] for number, store in enumerate(state.aux)]
-    return LazyState(
-        keys=keys,
-        values=values,
-        slot=[table.clone() for table in state.slot],
-        aux=aux,
-        aux_slot=[table.clone() for table in state.aux_slot],
-        importance=[scores.clone() for scores in state.importance],
-        active=[index.clone() for index in state.active],
-        active_offsets=[offsets.clone() for offsets in state.active_offsets],
-        position=[table.clone() for table in state.position],
-        length=state.length.clone(),
-        host_length=list(state.host_length),
-        used=state.used.clone(),
-        used_bound=list(used),
-        freed=list(state.freed),
-        revived=state.revived.clone(),
-        finished=list(state.finished),
-    )
+    tables = copy.deepcopy(state._replace(keys=[], values=[], aux=[]))
+    return tables._replace(keys=keys, values=values, aux=aux)

@@ -7,19 +7,9 @@ from torch import Tensor
 
 from .tables import LazyState, StoreSpec, new_state
 
-# Lists of a state with one tensor per layer, stage or boundary.
-_LISTS = (
-    "keys",
-    "values",
-    "slot",
-    "aux",
-    "aux_slot",
-    "importance",
-    "active",
-    "active_offsets",
-    "position",
-)
+# Lists of a state with one tensor per layer, stage or boundary; tables have a column per token.
 _TABLES = ("slot", "aux_slot", "importance", "position")
+_LISTS = ("keys", "values", "aux", "active", "active_offsets", *_TABLES)
 _WHOLE = ("length", "used", "revived")
 
 

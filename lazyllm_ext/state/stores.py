@@ -12,11 +12,6 @@ from torch import Tensor
 from .tables import LazyState, StoreSpec, read, write_
 
 
-def _room_for(rows: int, grown: bool) -> int:
-    """Capacity for `rows`: a little room at first, an eighth when a store has proved to grow."""
-    return rows + max(rows // 8 if grown else rows // 16, 16)
-
-
 def _resized(store: Tensor, capacity: int, used: int) -> Tensor:
     shape = list(store.shape)
     shape[0] = capacity
@@ -26,45 +21,35 @@ def _resized(store: Tensor, capacity: int, used: int) -> Tensor:
     return larger
 
 
-def _compacted_table(table: Tensor, capacity: int, live: Tensor) -> Tensor:
-    """The table after its live slots (ascending) moved to 0, 1, 2 …"""
+def _compact_table_(
+    state: LazyState, tables: list[Tensor], number: int, counter: int, capacity: int
+) -> Tensor:
+    """Move the live slots of a table to 0, 1, 2 …; returns what they were, ascending."""
+    table = tables[number]
+    live = torch.unique(table[table >= 0])  # sorted; beams may share a slot
     moved = torch.full([capacity], -1, dtype=torch.int64, device=table.device)
     moved[live] = torch.arange(live.size(0), dtype=torch.int64, device=table.device)
-    return read(moved, table.reshape(-1)).view(table.shape)
-
-
-def _live_slots(table: Tensor) -> Tensor:
-    return torch.unique(table[table >= 0])  # sorted; beams may share a slot
-
-
-def _set_used_(state: LazyState, counter: int, rows: int) -> None:
-    state.used[counter] = rows
-    state.used_bound[counter] = rows
+    tables[number] = read(moved, table.reshape(-1)).view(table.shape)
+    state.used[counter] = live.size(0)
+    state.used_bound[counter] = live.size(0)
+    state.freed[counter] = 0
+    return live
 
 
 def compact_kv_(state: LazyState, spec: StoreSpec, stage: int) -> None:
     """Close the holes that cropped tokens left in the stores of a stage."""
-    live = _live_slots(state.slot[stage])
-    rows = live.size(0)
-    capacity = 0
-    for layer in spec.stage_layers[stage]:
-        capacity = state.keys[layer].size(0)
+    layers = spec.stage_layers[stage]
+    live = _compact_table_(state, state.slot, stage, stage, state.keys[layers[0]].size(0))
+    for layer in layers:
         state.keys[layer] = state.keys[layer].index_select(0, live)
         state.values[layer] = state.values[layer].index_select(0, live)
-    state.slot[stage] = _compacted_table(state.slot[stage], capacity, live)
-    _set_used_(state, stage, rows)
-    state.freed[stage] = 0
 
 
 def compact_aux_(state: LazyState, boundary: int) -> None:
     """Give back the memory of revived tokens; `boundary` counts from 0."""
-    counter = len(state.slot) + boundary
-    live = _live_slots(state.aux_slot[boundary])
-    capacity = state.aux[boundary].size(0)
+    counter, capacity = len(state.slot) + boundary, state.aux[boundary].size(0)
+    live = _compact_table_(state, state.aux_slot, boundary, counter, capacity)
     state.aux[boundary] = state.aux[boundary].index_select(0, live)
-    state.aux_slot[boundary] = _compacted_table(state.aux_slot[boundary], capacity, live)
-    _set_used_(state, counter, live.size(0))
-    state.freed[counter] = 0
 
 
 def exact_counts_(state: LazyState) -> None:
@@ -87,7 +72,8 @@ def reserve_kv_(state: LazyState, spec: StoreSpec, stage: int, rows: int) -> Non
     used = state.used_bound[stage]
     if used + rows <= state.keys[layers[0]].size(0):
         return
-    capacity = _room_for(used + rows, used > 0)
+    # A little room at first, an eighth when a store has proved to grow.
+    capacity = used + rows + max((used + rows) // (8 if used > 0 else 16), 16)
     for layer in layers:
         state.keys[layer] = _resized(state.keys[layer], capacity, used)
         state.values[layer] = _resized(state.values[layer], capacity, used)

@@ -138,11 +138,6 @@ def widen_tables_(state: LazyState, columns: int) -> None:
     state.position[0] = _widen(state.position[0], columns, 0.0)
 
 
-def lengths(state: LazyState) -> list[int]:
-    """n of each sequence."""
-    return state.host_length
-
-
 def computed(state: LazyState, stage: int, sequence: int) -> Tensor:
     """C_stage: token indices of `sequence` whose keys and values exist in that stage, ascending."""
     row = state.slot[stage][sequence, : state.host_length[sequence]]
@@ -204,7 +199,4 @@ def table_nbytes(state: LazyState) -> int:
 
 
 def _nbytes(tensors: list[Tensor]) -> int:
-    total = 0
-    for tensor in tensors:
-        total += tensor.numel() * tensor.element_size()
-    return total
+    return sum([tensor.numel() * tensor.element_size() for tensor in tensors])

@@ -118,7 +118,7 @@ class Pair:
     def compare_states(self) -> None:
         """Sets, importance and positions."""
         for b, oracle in enumerate(self.oracles):
-            assert bookkeeping.lengths(self.state)[b] == oracle.n
+            assert self.state.host_length[b] == oracle.n
             for s, passed in enumerate(oracle.computed):
                 got = bookkeeping.computed(self.state, s, b).tolist()
                 assert got == sorted(passed), f"sequence {b}: C_{s}"

@@ -8,7 +8,6 @@ from helpers import MODELS, boundary_layers, random_ids, shared_model
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazyllm_ext import state as bookkeeping
 from lazyllm_ext.schedule import Boundary, PruningSchedule
 
 from .pair import Pair
@@ -132,7 +131,7 @@ def test_more_logits_asked_than_one_of_a_batch_brings() -> None:
     pair = Pair(model, PruningSchedule((Boundary(layer=1, keep=0.5),)), batch=2)
     with pytest.raises(ValueError, match="logits_to_keep"):
         pair.step([[7], [8, 9]], asked=2)
-    assert bookkeeping.lengths(pair.state) == [0, 0]
+    assert pair.state.host_length == [0, 0]
 
 
 @REVIVE

@@ -200,7 +200,7 @@ def test_sets_nest_and_aux_is_the_difference(plan: Plan) -> None:
     def checked(step: Callable[..., Tensor], *arguments: Any) -> Tensor:
         logits = step(*arguments)
         for b, new in enumerate(arguments[2]):
-            n = bookkeeping.lengths(pair.state)[b]
+            n = pair.state.host_length[b]
             passed = [set(bookkeeping.computed(pair.state, 0, b).tolist())]
             assert passed[0] == set(range(n))
             active = [passed[0], *map(set, pair.active(b))] if new > 0 else []

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 from transformers.generation.configuration_utils import GenerationConfig, GenerationMode
 
-from lazyllm_ext.errors import NotSupportedError
+from lazyllm_ext.errors import NotSupportedError, refusal
 from lazyllm_ext.hf.cache.cache import LazyCache
-from lazyllm_ext.hf.models.refusal import refusal
 from lazyllm_ext.hf.models.versions import CACHE_NAME, OPTIONS_OF_SOME
 
 _MODES = (
@@ -64,16 +63,10 @@ def without_nones(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Call:
-    """A call of the model or of its generate.
-
-    Attributes:
-        arguments: transformers' own ones by name, the cache left out.
-        cache: given by either of its names.
-        schedule: `lazy_schedule`.
-    """
+    """A call of the model or of its generate: its cache, its schedule, and the arguments left."""
 
     def __init__(self, arguments: Mapping[str, Any]):
-        self.arguments = dict(arguments)
+        self.arguments = dict(arguments)  # by name; the cache is left out, by either of its names
         cache, past = (self.arguments.pop(name, None) for name in ("cache", "past_key_values"))
         if cache is not None and past is not None:
             raise ValueError("cache: expected one of cache and past_key_values, got both")
@@ -119,7 +112,6 @@ def check_forward_names(arguments: Mapping[str, Any]) -> None:
 
 
 def _asks(value: Any) -> bool:
-    """Whether an option asks for anything."""
     return value is not None and value is not False
 
 
@@ -152,7 +144,7 @@ def check_generate_arguments(
     if arguments.get("cache_implementation") == "paged":
         raise NotSupportedError(f"cache_implementation='paged': not supported; {_SUPPORTED_MODES}")
     if cache.columns:
-        _check_turn(arguments, config, cache.columns, cache.document)
+        _check_turn(arguments, config, cache)
         _refuse_drafts(arguments, config, cache.columns)
 
 
@@ -178,23 +170,16 @@ def check_generation(mode: GenerationMode, config: GenerationConfig) -> None:
             )
 
 
-def _check_turn(
-    arguments: Mapping[str, Any], config: GenerationConfig, columns: int, document: Tensor | None
-) -> None:
+def _check_turn(arguments: Mapping[str, Any], config: GenerationConfig, cache: LazyCache) -> None:
     """Refuse inputs that do not go on from a cache. New tokens alone, with the mask of all, do.
 
-    Args:
-        config: the model's own for generation.
-        columns: that the cache holds.
-        document: see `LazyCache.document`, of the inputs' sequences or of their beams.
-
     Raises:
-        NotSupportedError: no more columns than that; transformers would cut them at a wrong place.
+        NotSupportedError: no more columns than the cache has; transformers would cut them wrongly.
         ValueError: other tokens than the document's: its keys and values would stand for words
             that they do not belong to; or a mask of other columns than these inputs, alone or with
             the cache's, which would lead to other positions.
     """
-    mask = arguments.get("attention_mask")
+    mask, columns = arguments.get("attention_mask"), cache.columns
     for name in ("inputs", "input_ids", "inputs_embeds"):
         given = arguments.get(name)
         if not isinstance(given, Tensor) or given.dim() < 2:
@@ -215,9 +200,9 @@ def _check_turn(
                 "holds",
                 f"{given.size(1)} columns",
             )
-        if ids and document is not None:
+        if ids and cache.document is not None:
             times = max(_asked(arguments, config, way) or 1 for way in _SEVERAL)
-            _check_document(name, given.repeat_interleave(times, dim=0), document)
+            _check_document(name, given.repeat_interleave(times, dim=0), cache.document)
 
 
 def _check_document(name: str, given: Tensor, document: Tensor) -> None:

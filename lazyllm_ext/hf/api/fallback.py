@@ -34,11 +34,7 @@ def is_dense(model: Any) -> bool:
 
 
 class Fallback:
-    """What `on_error` of `apply` asks for.
-
-    Args:
-        on_error: "raise", or "dense" to let transformers run what LazyLLM refuses.
-    """
+    """What `on_error` of `apply` asks for."""
 
     def __init__(self, on_error: str):
         if on_error not in ("raise", "dense"):
@@ -50,10 +46,8 @@ class Fallback:
     def accept(self, refusal: NotSupportedError, cache: Any = None) -> None:
         """Warn, once for each reason, that transformers runs what was refused.
 
-        Args:
-            refusal: raised again if nothing else is asked for, or if there is a cache that only
-                LazyLLM can go on from: one that holds tokens, or that the caller made.
-            cache: of the call.
+        The refusal is raised again if nothing else is asked for, or if the call has a cache that
+        only LazyLLM can go on from: one that holds tokens, or that the caller made.
         """
         ours = isinstance(cache, LazyCache)
         if not self.dense or (ours and not (cache.may_fall_back and cache.state is None)):

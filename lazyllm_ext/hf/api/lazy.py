@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from lazyllm_ext.decoder import LazyDecoder
 from lazyllm_ext.errors import NotSupportedError
 from lazyllm_ext.hf.cache.cache import LazyCache
-from lazyllm_ext.hf.cache.forward import output, run, usable_cache
+from lazyllm_ext.hf.cache.forward import run, usable_cache
 from lazyllm_ext.hf.cache.progress import Progress
 from lazyllm_ext.hf.cache.report import Report, refused_report
 from lazyllm_ext.hf.cache.saved import load, model_fingerprint, save
@@ -249,7 +250,9 @@ class Lazy:
         logits = self._step(cache, arguments, arguments.get("logits_to_keep", 0))
         keeps_cache = arguments.get("use_cache", self._config.use_cache)
         as_dict = arguments.get("return_dict", self.model.config.return_dict)
-        return output(logits, cache if keeps_cache else None, as_dict)
+        fields: dict[str, Any] = {"logits": logits, CACHE_NAME: cache if keeps_cache else None}
+        result = CausalLMOutputWithPast(**fields)
+        return result if as_dict else result.to_tuple()
 
     def _step(
         self, cache: LazyCache, arguments: Mapping[str, Any], logits_to_keep: int | Tensor
@@ -301,7 +304,6 @@ class Lazy:
     def _generate(
         self, call: Call, cache: LazyCache, progress: Callable[[Progress], object] | None
     ) -> Any:
-        """One generation by LazyLLM."""
         cache.begin_generation(call.arguments.get("position_ids") is not None, progress)
         try:
             result = self._replaced.before["generate"](**call.arguments, **{CACHE_NAME: cache})

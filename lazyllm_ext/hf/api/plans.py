@@ -12,8 +12,8 @@ from lazyllm_ext.decoder import LazyDecoder
 from lazyllm_ext.hf.cache.plan import Plan
 from lazyllm_ext.hf.cache.progress import tell_watcher
 from lazyllm_ext.hf.models.build import build_decoder
+from lazyllm_ext.hf.models.checks import Snapshot
 from lazyllm_ext.hf.models.ranks import refuse_ranks
-from lazyllm_ext.hf.models.unchanged import Snapshot
 from lazyllm_ext.schedule import PruningSchedule
 
 from .payoff import min_tokens_of
@@ -22,26 +22,18 @@ _LAST_PLANS = 16  # of single calls, kept for further calls
 
 
 class Plans:
-    """One decoder for the schedule applied, and one for each that single calls brought.
-
-    Attributes:
-        decoders: as long as a cache is there that was begun with it, or it is one of the last ones.
-        applied: the plan of calls that bring none.
-        snapshot: the model as the first decoder was built from it.
-
-    Args:
-        min_tokens: instead of those of the schedule applied; None: its own.
-    """
+    """One decoder for the schedule applied, and one for each that single calls brought."""
 
     def __init__(self, model: Any, schedule: Any, checked: bool, min_tokens: Any = None):
         self._model, self._checked = model, checked
+        # As long as a cache is there that was begun with it, or it is one of the last ones.
         self.decoders: MutableMapping[Plan, LazyDecoder] = WeakKeyDictionary()
         self._last: deque[Plan] = deque(maxlen=_LAST_PLANS)
         own = self._own(schedule)
         if min_tokens is not None:
             own = replace(own, min_tokens=min_tokens)
-        self.applied = self._add(own)
-        self.snapshot = Snapshot(model)
+        self.applied = self._add(own)  # the plan of calls that bring none
+        self.snapshot = Snapshot(model)  # as the first decoder was built from it
 
     def of(self, schedule: Any) -> Plan:
         """The plan of a call's own schedule; None: the one applied."""

@@ -22,8 +22,7 @@ from lazyllm_ext.state import (
 
 from .plan import Plan
 from .progress import Progress
-from .report import Report, make_report
-from .turn import Turn
+from .report import Report, Turn, make_report
 
 
 class LazyCache(Cache):
@@ -229,17 +228,15 @@ class LazyCache(Cache):
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Sequence b becomes what sequence beam_idx[b] was."""
-        self._select(beam_idx)
+        self.batch_select_indices(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Every sequence `repeats` times in a row."""
-        self._select(torch.arange(max(self.batch_size, 0)).repeat_interleave(repeats))
+        places = torch.arange(max(self.batch_size, 0))
+        self.batch_select_indices(places.repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep these sequences, in this order."""
-        self._select(indices)
-
-    def _select(self, indices: Tensor) -> None:
+        """Keep these sequences, in this order; a sequence may be named twice."""
         if self.state is None:
             return
         self.check_usable()

@@ -8,10 +8,9 @@ from typing import Any
 
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from lazyllm_ext.decoder import LazyDecoder
-from lazyllm_ext.hf.models.refusal import refusal
+from lazyllm_ext.errors import refusal
 from lazyllm_ext.hf.models.versions import CACHE_NAME
 from lazyllm_ext.state import LazyState
 
@@ -19,7 +18,7 @@ from .cache import LazyCache
 from .inputs import PackedInputs, pack_inputs
 from .plan import Plan
 from .progress import watched
-from .turn import Turn
+from .report import Turn
 
 
 def usable_cache(past: Any, plan: Plan, known: Container[Plan]) -> LazyCache:
@@ -88,7 +87,6 @@ def run(
 
 
 def _state_for(inputs: PackedInputs, decoder: LazyDecoder, cache: LazyCache) -> LazyState:
-    """The cache's state, or a new one."""
     hidden, state = inputs.hidden, cache.state
     if state is None:
         return decoder.new_state(inputs.padding.batch, hidden)
@@ -99,10 +97,3 @@ def _state_for(inputs: PackedInputs, decoder: LazyDecoder, cache: LazyCache) -> 
             f"got {keys.dtype} on {keys.device}"
         )
     return state
-
-
-def output(logits: Tensor, cache: LazyCache | None, as_dict: bool) -> Any:
-    """What a transformers model returns."""
-    fields: dict[str, Any] = {"logits": logits, CACHE_NAME: cache}
-    result = CausalLMOutputWithPast(**fields)
-    return result if as_dict else result.to_tuple()

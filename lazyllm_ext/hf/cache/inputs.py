@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from lazyllm_ext.decoder import LazyDecoder
-from lazyllm_ext.errors import NotSupportedError
-from lazyllm_ext.hf.models.refusal import refusal
+from lazyllm_ext.errors import NotSupportedError, refusal
 from lazyllm_ext.hf.models.versions import CACHE_NAME
 
 from .cache import LazyCache
@@ -20,19 +19,12 @@ from .padding import Padding, find_padding
 
 @dataclass(frozen=True)
 class PackedInputs:
-    """The new tokens of a call, sequence after sequence, without the columns that hold none.
+    """The new tokens of a call, sequence after sequence, without the columns that hold none."""
 
-    Attributes:
-        hidden: [rows, hidden], their embeddings.
-        positions: [rows] int64.
-        padding: where they stand in the call's inputs.
-        kept: for how many of the last new tokens logits are asked.
-    """
-
-    hidden: Tensor
-    positions: Tensor
-    padding: Padding
-    kept: int
+    hidden: Tensor  # [rows, hidden], their embeddings
+    positions: Tensor  # [rows] int64
+    padding: Padding  # where they stand in the call's inputs
+    kept: int  # for how many of the last new tokens logits are asked
 
 
 def pack_inputs(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lazyllm_ext.hf.models.refusal import refusal
+from lazyllm_ext.errors import refusal
 from lazyllm_ext.hf.models.versions import CACHE_NAME
 
 from .cache import LazyCache
@@ -15,21 +15,15 @@ from .cache import LazyCache
 
 @dataclass(frozen=True)
 class Padding:
-    """Where the tokens of a call stand among its columns.
-
-    Attributes:
-        batch, columns: shape of the call's inputs.
-        counts: new tokens of each sequence.
-        place: [rows] int64, place of each row in the flattened [batch · columns] input; None where
-            every column holds a token.
-        absent: [B, all columns so far] bool, see `LazyCache.absent`.
-    """
+    """Where the tokens of a call stand among its columns."""
 
     batch: int
     columns: int
-    counts: list[int]
+    counts: list[int]  # new tokens of each sequence
+    # [rows] int64, where each row is in the flattened [batch · columns] input; None where every
+    # column holds a token.
     place: Tensor | None = None
-    absent: Tensor | None = None
+    absent: Tensor | None = None  # [B, all columns so far] bool, see `LazyCache.absent`
 
     def pack(self, padded: Tensor) -> Tensor:
         """[B, columns, …] -> [rows, …]."""

@@ -11,19 +11,12 @@ from lazyllm_ext.state import StoreSpec
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """One object per schedule of an `apply`; a cache belongs to the plan that it was begun with.
-
-    Attributes:
-        spec: sizes of the stores.
-        schedule: as it was asked for.
-        boundary_layers: the layers in which it drops tokens.
-        min_tokens: shorter contexts are not pruned; what was found where the schedule says "auto".
-    """
+    """One object per schedule of an `apply`; a cache belongs to the plan that it was begun with."""
 
     spec: StoreSpec
-    schedule: PruningSchedule
+    schedule: PruningSchedule  # as it was asked for
     boundary_layers: tuple[int, ...]
-    min_tokens: int
+    min_tokens: int  # what was found where the schedule says "auto"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Plan:
         return self  # a copied cache still belongs to the same decoder

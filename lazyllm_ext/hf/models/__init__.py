@@ -1,8 +1,7 @@
 """The description of transformers models, and the decoder that is built from it.
 
 - `families`: which models are supported, and where the parts of each are; `parts` fetches them.
-- `checks`: what a model must be before any work; `unchanged` what it must still be later;
-  `refusal` how either is worded.
+- `checks`: what a model must be before any work, and still be later.
 - `build`: the decoder, of a model's own `modules` or, for a file, of `exportable` ones.
 - `ranks`: tensor parallelism; `versions`: what differs between versions of transformers.
 """

@@ -11,6 +11,7 @@ from torch import nn
 
 from lazyllm_ext.decoder import LazyDecoder, LazyLayer, Rotary
 from lazyllm_ext.decoder.modules import PartOfProjection
+from lazyllm_ext.errors import refusal
 from lazyllm_ext.schedule import PruningSchedule
 
 from .checks import check_model
@@ -19,7 +20,6 @@ from .families import Family
 from .modules import OwnModules
 from .parts import Language, Parts, head_dim, parts_of
 from .ranks import count_ranks, ranks_of, refuse_ranks
-from .refusal import refusal
 
 
 def build_decoder(

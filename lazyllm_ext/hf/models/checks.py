@@ -1,4 +1,4 @@
-"""What a model must be for LazyLLM to run it, checked by name before any work."""
+"""What a model must be for LazyLLM to run it, checked by name before any work, and later again."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from lazyllm_ext.errors import NotSupportedError
+from lazyllm_ext.errors import NotSupportedError, refusal
 
 from .parts import Language, language_of, pieces_of
 from .ranks import check_ranks
-from .refusal import refusal
 from .versions import only_sums_gradients
 
 # Rotary embeddings whose frequencies do not depend on the length of the sequence.
@@ -134,3 +133,43 @@ def _check_rope(rotary: Any) -> None:
                 ", ".join(_ROPE_TYPES),
                 f"{kind!r}, whose frequencies depend on the length or are not known",
             )
+
+
+class Snapshot:
+    """The modules and parameters that a decoder uses of a model, which `check_model` let pass."""
+
+    def __init__(self, model: Any):
+        self._model, self._taken = model, _taken_from(model)
+
+    def check_unchanged(self, *, parts: bool) -> None:
+        """Raises NotSupportedError for another mode, or a part that is no longer the model's.
+
+        Every call comes here. `parts` is a walk over the model, made where a cache begins.
+        """
+        check_mode(self._model)
+        for table, name, part in self._taken if parts else ():
+            if table.get(name) is not part:
+                raise NotSupportedError(
+                    f"model: {name} was replaced, moved or cast after lazyllm_ext.apply; remove() "
+                    "and apply again"
+                )
+
+
+def _taken_from(model: Any) -> list[tuple[dict[str, Any], str, Any]]:
+    """Everything that a decoder took from a model: (the owner's table, its name in it, the thing).
+
+    A part that is no longer in its place has been replaced since the decoder was built.
+    """
+    language = language_of(model)
+    family = language.family
+    taken = [(model._modules, "lm_head")] if language.whole else []
+    for piece in pieces_of(language):
+        tables = piece.module._modules
+        taken += [(tables, name) for name in piece.children if name != family.layers_name]
+        if family.mlp_name in piece.children:
+            mlp = tables[family.mlp_name]._modules
+            taken += [(mlp, name) for name in mlp]
+        if piece.read:
+            held = getattr(piece.module, piece.read)
+            taken += [(held, name) for name in held]
+    return [(table, name, table[name]) for table, name in taken]

@@ -13,21 +13,13 @@ from .families import Family, family_of, text_model_of
 
 @dataclass(frozen=True)
 class Language:
-    """What LazyLLM runs of a model: all of it, or the language model within one that sees images.
-
-    Attributes:
-        family: of the language model.
-        config: the language model's own.
-        base: its embedding, layers and final norm.
-        where: the place of `base`, for messages.
-        whole: whether the output projection belongs to it; otherwise the model around applies it.
-    """
+    """What LazyLLM runs: all of a model, or the language model within one that sees images."""
 
     family: Family
     config: Any
-    base: Any
-    where: str
-    whole: bool
+    base: Any  # its embedding, layers and final norm
+    where: str  # the place of `base`, for messages
+    whole: bool  # has the output projection; otherwise the model around applies it
 
 
 def language_of(model: Any) -> Language:
@@ -49,13 +41,10 @@ def language_of(model: Any) -> Language:
 
 @dataclass(frozen=True)
 class Parts:
-    """What a decoder is made of; the layers that the configuration counts, and their attentions.
-
-    `positions` or `rotary` is None.
-    """
+    """What a decoder is made of; the layers that the configuration counts, and their attentions."""
 
     embed: Any
-    positions: Any
+    positions: Any  # this one or `rotary` is None
     layers: list[Any]
     attentions: list[Any]
     norm: Any
@@ -77,20 +66,13 @@ def parts_of(language: Language) -> Parts:
 
 @dataclass(frozen=True)
 class Piece:
-    """A module that the decoder stands in for: what it holds is used, and itself is not called.
+    """A module that the decoder stands in for: what it holds is used, and itself is not called."""
 
-    Attributes:
-        where: its place, for messages.
-        expected: the class that it must be of.
-        children: names of the modules that it must consist of, if it consists of any.
-        read: the table, "_parameters" or "_buffers", of what the decoder reads of it, if anything.
-    """
-
-    where: str
+    where: str  # its place, for messages
     module: Any
-    expected: type[nn.Module]
-    children: Set[str] = frozenset()
-    read: str = ""
+    expected: type[nn.Module]  # the class that it must be of
+    children: Set[str] = frozenset()  # the modules that it must consist of, if it does of any
+    read: str = ""  # the table, "_parameters" or "_buffers", of what the decoder reads of it
 
 
 def pieces_of(language: Language) -> Iterator[Piece]:

@@ -8,10 +8,9 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lazyllm_ext.errors import NotSupportedError
+from lazyllm_ext.errors import NotSupportedError, refusal
 
 from .parts import Language, head_dim, parts_of
-from .refusal import refusal
 from .versions import tensor_parallel_group
 
 # transformers' plan for projections of queries, keys, values and the output, divided by heads.
@@ -20,17 +19,11 @@ _BY_HEADS = ("colwise", "colwise", "colwise", "rowwise")
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes that each have a part of a model's heads, and all of its hidden states.
-
-    Attributes:
-        count: how many.
-        group: their process group.
-        over_heads: of the schedule, "mean" or "max".
-    """
+    """The processes that each have a part of a model's heads, and all of its hidden states."""
 
     count: int
-    group: Any
-    over_heads: str
+    group: Any  # their process group
+    over_heads: str  # of the schedule, "mean" or "max"
 
     def __call__(self, scored: Tensor) -> Tensor:
         """Scores [K] float32 over this process's heads -> over all heads, the same bits everywhere.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from importlib import import_module
 from typing import Any, Literal, TypeVar
 
 from torch import nn
 
 Value = TypeVar("Value")
+OfConfig = Callable[[Any], Value]  # read off the language model's configuration
+OfAttention = Callable[[Any], Value]  # read off a layer's attention module
 
 
 def constant(value: Value) -> Callable[[Any], Value]:
@@ -63,77 +64,59 @@ class Family:
     The decoder does its own norms, rotary embeddings and attention, and calls the model's own
     projections and MLP. So the classes of what it replaces must be exactly these, and hold exactly
     the children named here; what is called may be anything (LoRA, quantized linears, …).
-
-    Attributes:
-        causal_lm, base_model, decoder_layer, attention, mlp, norm, rotary, embedding: the classes.
-            `mlp` is the one with gate_proj, up_proj, down_proj and act_fn, if there is one.
-            `rotary` is None where positions are learned.
-        base: the base model's name in the causal language model.
-        embed_name, positions_name, layers_name, final_norm: names in the base model ("": no learned
-            positions); its rotary embedding is always called `rotary_emb`.
-        attention_name, mlp_name: names in a layer.
-        norms: names of a layer's norms: before attention, before the MLP, and of what attention and
-            MLP add to the residual; "" for none. "a|b" is a in layers that have it, else b.
-            Attention and MLP may share one, and do where the layer has none for the second.
-        norm_eps: the attribute of an RMSNorm that holds epsilon. "": the norms are of another kind,
-            and are called as they are.
-        norm_offset: added to an RMSNorm's weight.
-        projections: of queries, keys, values and the output; or, fused, of the first three together
-            and of the output.
-        fused_groups: configuration -> into how many equal groups of query, key and value heads the
-            outputs of a fused projection are divided.
-        kv_heads: configuration -> heads of keys and values.
-        head_norms: names of the norms of queries and keys, used where the attention has them.
-        head_norms_of: what they norm: each "head", all heads together ("all"), or each head after
-            it was "rotated".
-        output_norm: name of a norm before the attention's output projection; "" for none.
-        scale: attention module -> factor on the logits of attention.
-        rotates: attention module -> whether its layer has a rotary embedding.
-        interleaved: the components that are rotated together are neighbours, not halves.
-        partial_rotary: only the first dimensions of a head are rotated.
-        window: attention module -> its sliding window in tokens, 0 for full attention.
-        parallel: configuration -> whether attention and MLP both read the layer's input.
-        attention_softcap: configuration -> soft cap of the attention's logits, None for none.
-        embed_scale, residual_scale, logit_scale: configuration -> factor on embeddings (those
-            given as inputs_embeds too), on what attention and MLP add, and on the logits.
-        refuse: configuration -> why this model cannot be run, None if it can.
     """
 
+    # The classes.
     causal_lm: type[nn.Module]
     base_model: type[nn.Module]
     decoder_layer: type[nn.Module]
     attention: type[nn.Module]
-    mlp: type[nn.Module] | None
+    mlp: type[nn.Module] | None  # with gate_proj, up_proj, down_proj and act_fn, if there is one
     norm: type[nn.Module]
-    rotary: type[nn.Module] | None
+    rotary: type[nn.Module] | None  # None where positions are learned
     embedding: type[nn.Module] = nn.Embedding
+    # The base model's name in the causal language model.
     base: str = "model"
+    # Names in the base model; its rotary embedding is always called `rotary_emb`.
     embed_name: str = "embed_tokens"
-    positions_name: str = ""
+    positions_name: str = ""  # "": no learned positions
     layers_name: str = "layers"
     final_norm: str = "norm"
+    # Names in a layer.
     attention_name: str = "self_attn"
     mlp_name: str = "mlp"
+    # A layer's norms: before attention, before the MLP, and of what attention and MLP add to the
+    # residual; "" for none. "a|b" is a in layers that have it, else b. Attention and MLP may share
+    # one, and do where the layer has none for the second.
     norms: tuple[str, str, str, str] = ("input_layernorm", "post_attention_layernorm", "", "")
+    # The attribute of an RMSNorm that holds epsilon. "": the norms are of another kind, and are
+    # called as they are.
     norm_eps: str = "variance_epsilon"
-    norm_offset: float = 0.0
+    norm_offset: float = 0.0  # added to an RMSNorm's weight
+    # Of queries, keys, values and the output; or, fused, of the first three together and of the
+    # output.
     projections: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
-    fused_groups: Callable[[Any], int] | None = None
-    kv_heads: Callable[[Any], int] = grouped_heads
+    # Into how many equal groups of query, key and value heads a fused projection's outputs divide.
+    fused_groups: OfConfig[int] | None = None
+    kv_heads: OfConfig[int] = grouped_heads
+    # The norms of queries and keys, used where the attention has them; of each "head", of "all"
+    # heads together, or of each head after it was "rotated".
     head_norms: tuple[str, ...] = ()
     head_norms_of: Literal["head", "all", "rotated"] = "head"
-    output_norm: str = ""
-    scale: Callable[[Any], float] = own_scaling
-    rotates: Callable[[Any], bool] = always
-    interleaved: bool = False
-    partial_rotary: bool = False
-    window: Callable[[Any], int] = full_attention
-    parallel: Callable[[Any], bool] = never
-    attention_softcap: Callable[[Any], float | None] = nothing
-    embed_scale: Callable[[Any], float] = one
-    residual_scale: Callable[[Any], float] = one
-    logit_scale: Callable[[Any], float] = one
-    refuse: Callable[[Any], str | None] = nothing
+    output_norm: str = ""  # before the attention's output projection
+    scale: OfAttention[float] = own_scaling  # factor on the logits of attention
+    rotates: OfAttention[bool] = always  # whether the layer has a rotary embedding
+    interleaved: bool = False  # the components that are rotated together are neighbours, not halves
+    partial_rotary: bool = False  # only the first dimensions of a head are rotated
+    window: OfAttention[int] = full_attention  # sliding window in tokens, 0 for full attention
+    parallel: OfConfig[bool] = never  # whether attention and MLP both read the layer's input
+    attention_softcap: OfConfig[float | None] = nothing  # of the attention's logits
+    # Factors on embeddings (those given as inputs_embeds too), on what attention and MLP add, and
+    # on the logits.
+    embed_scale: OfConfig[float] = one
+    residual_scale: OfConfig[float] = one
+    logit_scale: OfConfig[float] = one
+    refuse: OfConfig[str | None] = nothing  # why this model cannot be run, None if it can
 
     def norm_names(self, layer: Any) -> list[str]:
         """The four names of this layer's norms, "" for what it has not."""
@@ -161,18 +144,6 @@ class Family:
         return {*self.projections} | self.attention_norms(attention)
 
 
-def layout(prefix: str, folder: str = "", **fields: Any) -> Callable[[str], Family]:
-    """A function that makes the Family of a `config.model_type`, when it is called with that.
-
-    Args:
-        prefix: of the family's classes: <prefix>ForCausalLM, <prefix>Model, <prefix>DecoderLayer,
-            <prefix>Attention, <prefix>MLP, <prefix>RMSNorm, <prefix>RotaryEmbedding.
-        folder: in transformers.models, where it is not called as the type is.
-        fields: of the Family. A class that is called otherwise is given by its name.
-    """
-    return partial(_described, prefix, folder, fields)
-
-
 _CLASSES = {
     "causal_lm": "ForCausalLM",
     "base_model": "Model",
@@ -184,13 +155,25 @@ _CLASSES = {
 }
 
 
-def _described(prefix: str, folder: str, fields: dict[str, Any], kind: str) -> Family:
-    folder = folder or kind
-    module = import_module(f"transformers.models.{folder}.modeling_{folder}")
-    described: dict[str, Any] = {
-        field: getattr(module, prefix + suffix, None) for field, suffix in _CLASSES.items()
-    }
-    for field, value in fields.items():
-        named = isinstance(value, str) and (field in _CLASSES or field == "embedding")
-        described[field] = getattr(module, value) if named else value
-    return Family(**described)
+def layout(prefix: str, folder: str = "", **fields: Any) -> Callable[[str], Family]:
+    """A function that makes the Family of a `config.model_type`, when it is called with that.
+
+    Args:
+        prefix: of the family's classes: <prefix>ForCausalLM, <prefix>Model, <prefix>DecoderLayer,
+            <prefix>Attention, <prefix>MLP, <prefix>RMSNorm, <prefix>RotaryEmbedding.
+        folder: in transformers.models, where it is not called as the type is.
+        fields: of the Family. A class that is called otherwise is given by its name.
+    """
+
+    def describe(kind: str) -> Family:
+        name = folder or kind
+        module = import_module(f"transformers.models.{name}.modeling_{name}")
+        described: dict[str, Any] = {
+            field: getattr(module, prefix + suffix, None) for field, suffix in _CLASSES.items()
+        }
+        for field, value in fields.items():
+            named = isinstance(value, str) and (field in _CLASSES or field == "embedding")
+            described[field] = getattr(module, value) if named else value
+        return Family(**described)
+
+    return describe

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 from torch import nn
 
-from lazyllm_ext.hf.models.refusal import refusal
+from lazyllm_ext.errors import refusal
 
 from .family import Family
 from .reasons import REASONS
 from .table import FAMILIES
-from .wrappers import WRAPPERS, wrapper_class
+from .wrappers import WRAPPERS
 
 SUPPORTED = tuple(sorted(FAMILIES))
 _TYPES = ", ".join(SUPPORTED)
@@ -57,7 +58,9 @@ def text_model_of(model: Any) -> tuple[Family, str] | None:
     kind = getattr(getattr(model, "config", None), "model_type", None)
     if kind not in WRAPPERS:
         return None
-    expected, path = wrapper_class(kind), WRAPPERS[kind][1]
+    prefix, path = WRAPPERS[kind]
+    module = import_module(f"transformers.models.{kind}.modeling_{kind}")
+    expected = getattr(module, f"{prefix}ForConditionalGeneration")
     if type(model) is not expected:
         raise refusal("model", expected.__name__, type(model).__name__)
     text: Any = model.get_submodule(path)

@@ -6,10 +6,6 @@ one axis, and projects its hidden states itself; tests hold each against itself 
 
 from __future__ import annotations
 
-from importlib import import_module
-
-from torch import nn
-
 # config.model_type -> its class without "ForConditionalGeneration", and its language model's place.
 WRAPPERS: dict[str, tuple[str, str]] = {
     "aya_vision": ("AyaVision", "model.language_model"),
@@ -24,10 +20,3 @@ WRAPPERS: dict[str, tuple[str, str]] = {
     "smolvlm": ("SmolVLM", "model.text_model"),
     "vipllava": ("VipLlava", "model.language_model"),
 }
-
-
-def wrapper_class(kind: str) -> type[nn.Module]:
-    """The class of a type of `WRAPPERS`."""
-    module = import_module(f"transformers.models.{kind}.modeling_{kind}")
-    found: type[nn.Module] = getattr(module, f"{WRAPPERS[kind][0]}ForConditionalGeneration")
-    return found
