@@ -5,7 +5,6 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from .boundary import BoundaryRule
 from .modules import (
     FEW_ROWS,
     GatedMLP,
@@ -17,6 +16,7 @@ from .modules import (
     rotate,
 )
 from .rows import Keys, Stage, Tail, pick, rows_of_tail
+from .rules import BoundaryRule
 from .scoring import score
 
 # Norms that a layer may have beside its two, in the order of `lazyllm::decoder_layer_`.

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from lazyllm_ext.schedule import ResolvedSchedule
 from lazyllm_ext.state import LazyState, StoreSpec, enter_stage_, give_back_, new_state
 
-from .boundary import BoundaryRule, boundary_rules, cross_boundary_, update_importance_
+from .boundary import cross_boundary_
 from .layer import LazyLayer
 from .modules import Projection
 from .rows import Keys, Rows, Stage, Step, all_keys, begin_step, last_protected, pick, rows_of_tail
-from .scoring import add_carried_
+from .rules import BoundaryRule, boundary_rules
+from .scoring import add_carried_, update_importance_
 
 # What `LazyDecoder.from_model` calls; this package knows nothing of transformers.
 _build: Callable[..., "LazyDecoder"] | None = None

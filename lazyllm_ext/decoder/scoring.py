@@ -3,8 +3,10 @@
 import torch
 from torch import Tensor
 
-from .boundary import BoundaryRule
-from .rows import Keys, Rows
+from lazyllm_ext.state import LazyState
+
+from .rows import Keys, Rows, Step
+from .rules import BoundaryRule
 
 
 def score(
@@ -87,3 +89,15 @@ def add_carried_(carried: Tensor, scored: Tensor, keys: Keys) -> Tensor:
     both = scored + before
     carried.zero_().index_add_(0, place, both)
     return both
+
+
+def update_importance_(
+    state: LazyState, number: int, step: Step, keys: Keys, scored: Tensor, window: int
+) -> None:
+    """I = decay · I + Σ p / window; `scored` [K] float32 is Σ p of this step's window queries."""
+    importance = state.importance[number]  # [B, cap]
+    if step.forgets:  # 0 · NaN is NaN: what counts for nothing is put to 0, not multiplied
+        importance.copy_(torch.where(step.decay > 0, importance * step.decay, 0.0))
+    else:
+        importance.mul_(step.decay)
+    importance.view(-1).index_add_(0, keys.place.clamp(min=0), scored, alpha=1.0 / window)
