@@ -118,8 +118,9 @@ def load(
             program = jit.load(os.fspath(path))
             step = _load_step(path, program) if description.kind == "aoti" else None
             program.warm_up()
-    # AttributeError and KeyError: not our program. UnicodeDecodeError: torch quotes damaged code.
-    except (RuntimeError, AttributeError, KeyError, UnicodeDecodeError) as error:
+    # AttributeError and KeyError: not our program. IndexError, UnicodeDecodeError: torch
+    # does not find what damaged code names, or quotes that code.
+    except (RuntimeError, AttributeError, LookupError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{path}: made with PyTorch {description.torch}, does not load into "
             f"{torch.__version__}: {jit.sentence_of(error)}"
