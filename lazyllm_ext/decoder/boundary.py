@@ -25,13 +25,18 @@ def cross_boundary_(
         for them [R', hidden].
     """
     number, rows = rule.number, stage.rows
+    # 3. Select.
     choice = choose(state, rule, step, stage.keys)
+    # 4. Revive: what comes back joins the rows that stay.
     choice, revive, revived = revive_(state, rule, step, choice)
     if step.fixed:
         going, joined, kept = join_fixed(state, choice, rows, hidden, revive, revived)
-        put_waiting_(state, number, torch.where(kept, -1, rows.place), hidden)
     else:
         going, joined, kept = join_packed(state, number, choice, rows, hidden, revived)
+    # 5. Drop.
+    if step.fixed:
+        put_waiting_(state, number, torch.where(kept, -1, rows.place), hidden)
+    else:
         drop = torch.nonzero(~kept).view(-1)
         if drop.size(0) > 0:
             dropped = hidden.index_select(0, drop)

@@ -176,13 +176,15 @@ class LazyDecoder(nn.Module):
                 layer.append_keys_(x, stage, keys, values)
                 seen = stage.keys
                 if boundary >= 0:
-                    # 2. Score, 3. select, 4. revive, 5. drop.
-                    scored = layer.importance(
-                        x, stage, step.window, keys, self.boundaries[boundary]
+                    rule = self.boundaries[boundary]
+                    # 2. Score.
+                    scored = layer.importance(x, stage, step.window, keys, rule)
+                    self._update_importance(state, step, seen, scored, boundary)
+                    # 3. Select, 4. revive, 5. drop.
+                    active, rows, slots, hidden = cross_boundary_(
+                        state, self.spec, rule, step, stage, hidden
                     )
-                    stage, hidden = self._cross_boundary(
-                        state, step, stage, hidden, scored, boundary
-                    )
+                    stage = self._stage(state, rows, slots, active, hidden)
                 else:
                     stage, hidden = self._last_rows(state, step, stage, hidden)
                 # 6. Only now the rest of the layer, for the rows that are left.
@@ -229,16 +231,10 @@ class LazyDecoder(nn.Module):
         keys = all_keys(state, new_counts, step.fixed)
         return step, self._stage(state, rows, slots, keys, hidden), hidden
 
-    def _cross_boundary(
-        self,
-        state: LazyState,
-        step: Step,
-        stage: Stage,
-        hidden: Tensor,
-        scored: Tensor,
-        boundary: int,
-    ) -> tuple[Stage, Tensor]:
-        """From the scores [K] of the heads that are here to the next stage, and its rows."""
+    def _update_importance(
+        self, state: LazyState, step: Step, keys: Keys, scored: Tensor, boundary: int
+    ) -> None:
+        """The scores [K] of the heads that are here become a part of the boundary's importance."""
         if not torch.jit.is_scripting() and self.over_ranks is not None:
             scored = self.over_ranks(scored)
         if self.checked:
@@ -246,12 +242,8 @@ class LazyDecoder(nn.Module):
         if not torch.jit.is_scripting() and self.on_importance is not None:
             scored = self.on_importance(boundary, scored)
         if self.accumulate:
-            scored = add_carried_(step.carried, scored, stage.keys)
-        update_importance_(state, boundary, step, stage.keys, scored, self.window)
-        active, rows, slots, hidden = cross_boundary_(
-            state, self.spec, self.boundaries[boundary], step, stage, hidden
-        )
-        return self._stage(state, rows, slots, active, hidden), hidden
+            scored = add_carried_(step.carried, scored, keys)
+        update_importance_(state, boundary, step, keys, scored, self.window)
 
     def _last_rows(
         self, state: LazyState, step: Step, stage: Stage, hidden: Tensor
