@@ -85,7 +85,8 @@ def reserve_aux_(state: LazyState, boundary: int, rows: int) -> None:
     if state.used_bound[counter] + rows <= state.aux[boundary].size(0):
         return
     exact_counts_(state)
-    held = int((state.aux_slot[boundary] >= 0).sum().item())
+    table = state.aux_slot[boundary]
+    held = torch.unique(table[table >= 0]).size(0)  # beams may share a slot
     state.freed[counter] = max(state.used_bound[counter] - held, 0)
     if state.freed[counter] * 16 > state.aux[boundary].size(0):
         compact_aux_(state, boundary)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from lazyllm_ext import state as bookkeeping
 from lazyllm_ext.decoder import LazyDecoder
 from lazyllm_ext.schedule import PruningSchedule
+from lazyllm_ext.state import LazyState
 
 LOGIT_TOLERANCE = 1e-4
 
@@ -47,6 +49,7 @@ class Pair:
         self.boundaries = range(1, len(self.oracles[0].computed))
         self.next_position = [0] * batch
         self.next_token = [5] * batch  # greedy, after the last step that asked for logits
+        self.revived_before = [0] * len(self.boundaries)  # by oracles that are no longer here
 
     @torch.no_grad()
     def step(self, tokens: Sequence[Sequence[int]], asked: int = 1, gap: int = 0) -> Tensor:
@@ -92,10 +95,28 @@ class Pair:
     def reorder(self, order: Sequence[int]) -> None:
         """Go on with sequences order[0], order[1], …, repeats allowed."""
         self.state = bookkeeping.select_sequences(self.state, torch.tensor(order))
-        self.oracles = [self.oracles[b].fork() for b in order]
+        self.revived_before = self.revived()
+        self.oracles = [self.oracles[b].fork() for b in order]  # which count from 0 again
         self.next_position = [self.next_position[b] for b in order]
         self.next_token = [self.next_token[b] for b in order]
         self.compare_states()
+
+    def fork(self) -> Pair:
+        """A pair that goes on from here by itself, as this one may."""
+        twin = copy.copy(self)
+        twin.state = bookkeeping.fork_state(self.state, self.decoder.spec)
+        twin.oracles = [oracle.fork() for oracle in self.oracles]
+        twin.revived_before = self.revived()
+        twin.next_position, twin.next_token = list(self.next_position), list(self.next_token)
+        twin.compare_states()
+        return twin
+
+    def revived(self) -> list[int]:
+        """How many tokens the oracles have revived at each boundary."""
+        return [
+            before + sum(oracle.revived_total[s] for oracle in self.oracles)
+            for s, before in zip(self.boundaries, self.revived_before, strict=True)
+        ]
 
     def active(self, b: int) -> list[list[int]]:
         """The decoder's A_1 … A_S of the last step."""
@@ -116,7 +137,8 @@ class Pair:
         self.next_token[b] = int(got[-1].argmax())
 
     def compare_states(self) -> None:
-        """Sets, importance and positions."""
+        """Sets, importance, positions, and how many tokens were revived."""
+        assert bookkeeping.revived(self.state) == self.revived(), "revived"
         for b, oracle in enumerate(self.oracles):
             assert self.state.host_length[b] == oracle.n
             for s, passed in enumerate(oracle.computed):
@@ -161,3 +183,22 @@ def assert_near(
     torch.testing.assert_close(
         got, expected, atol=atol, rtol=rtol, equal_nan=True, msg=lambda text: f"{what}: {text}"
     )
+
+
+@torch.no_grad()
+def advance(
+    decoder: LazyDecoder,
+    state: LazyState,
+    ids: list[list[int]],
+    begin: list[int],
+    counts: tuple[int, ...],
+    asked: int = 1,
+) -> Tensor:
+    """Bring the next counts[b] tokens of every sequence, and move `begin` over them."""
+    spans = [range(first, first + count) for first, count in zip(begin, counts, strict=True)]
+    flat = torch.tensor(
+        [of_one[place] for of_one, span in zip(ids, spans, strict=True) for place in span]
+    )
+    positions = torch.tensor([place for span in spans for place in span])
+    begin[:] = [span.stop for span in spans]
+    return decoder(flat, positions, list(counts), state, asked)

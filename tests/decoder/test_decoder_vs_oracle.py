@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
-from helpers import MODELS, boundary_layers, random_ids, shared_model
+from helpers import MODELS, boundary_layers, random_ids, shared_model, tiny_llama
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lazyllm_ext.decoder import LazyDecoder
 from lazyllm_ext.schedule import Boundary, PruningSchedule
 
 from .pair import Pair
@@ -103,6 +109,30 @@ def test_beams(max_revive: int | None, fixed: bool) -> None:
     pair.compare_stores()
 
 
+@pytest.mark.parametrize(
+    ("max_revive", "fixed"),
+    [(None, False), (0, False), (2, False), (0, True), (2, True), (12, True)],
+)
+def test_forks(max_revive: int | None, fixed: bool) -> None:
+    """Both sides go on in turn, with room behind the rows they share, and none writes there.
+
+    In fixed shapes there is room that the host believes to be used.
+    """
+    model = shared_model("llama")
+    pair = Pair(model, two_boundaries(model, max_revive=max_revive), fixed=fixed)
+    pair.step([random_ids(150, seed=1)])
+    pair.step([random_ids(50, seed=2)])  # now stores grow, and get room
+    pair.decode(7 if fixed else 0)
+    sides = [pair, pair.fork()]
+    for number, side in enumerate(sides):
+        side.step([random_ids(6, seed=10 + number)])
+    sides.append(sides[1].fork())
+    for side in sides:
+        side.decode(2)
+    for side in sides:
+        side.compare_stores()
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_embeddings_and_logits_to_keep(name: str) -> None:
     """`step` takes what `embed_tokens` gives, and the last logits do not depend on how many."""
@@ -125,21 +155,79 @@ def test_more_logits_asked_than_there_are_new_tokens() -> None:
     assert len(pair.oracles[0].active[1]) == 1
 
 
-def test_more_logits_asked_than_one_of_a_batch_brings() -> None:
+@pytest.mark.parametrize("counts", [(1, 2), (2, 1), (0, 2, 1), (3, 3, 0, 2)])
+def test_more_logits_asked_than_one_of_a_batch_brings(counts: tuple[int, ...]) -> None:
     """The others would protect more tokens than that one: refused before any work."""
     model = shared_model("llama")
-    pair = Pair(model, PruningSchedule((Boundary(layer=1, keep=0.5),)), batch=2)
-    with pytest.raises(ValueError, match="logits_to_keep"):
-        pair.step([[7], [8, 9]], asked=2)
-    assert pair.state.host_length == [0, 0]
+    schedule = PruningSchedule((Boundary(layer=1, keep=0.5),))
+    tokens, asked = [[7] * count for count in counts], max(counts)
+    pair = Pair(model, schedule, batch=len(counts))
+    with pytest.raises(ValueError, match=f"logits_to_keep: got {asked}, expected at most the new"):
+        pair.step(tokens, asked)
+    assert pair.state.host_length == [0] * len(counts)
+    wide = replace(schedule, window=asked)  # protects as many tokens of every sequence
+    Pair(model, wide, batch=len(counts)).step(tokens, asked)
+
+
+class TestScoringHeads:
+    @pytest.mark.parametrize("over_heads", ["mean", "max"])
+    @pytest.mark.parametrize("count", [8, 9, 10])
+    def test_most_of_many(self, count: int, over_heads: str) -> None:
+        """More than the 8 whose numbers make one constant, of several for each key head."""
+        model = tiny_llama(num_attention_heads=12)
+        heads = tuple(range(12 - count, 12))
+        boundary = Boundary(layer=1, keep=0.4, heads=heads)
+        pair = Pair(model, PruningSchedule((boundary,), window=2, over_heads=over_heads))
+        pair.step([random_ids(30, seed=1)])
+        pair.decode(3)
+
+    @pytest.mark.parametrize("head", [4, 5])
+    def test_one_that_there_is_not(self, head: int) -> None:
+        """The last of four is 3."""
+        boundaries = Boundary(layer=1, keep=0.5), Boundary(layer=3, keep=0.5, heads=(0, 3))
+        Pair(shared_model("llama"), PruningSchedule(boundaries)).step([random_ids(9, seed=1)])
+        wrong = replace(boundaries[1], heads=(0, head))
+        message = f"layer 3: heads: expected numbers of query heads, 0 to 3, got {head}"
+        with pytest.raises(ValueError, match=message):
+            Pair(shared_model("llama"), PruningSchedule((boundaries[0], wrong)))
+
+
+# The norms of a layer that the oracle reads, by family.
+NORMS = {
+    "llama": ("input_layernorm", "post_attention_layernorm"),
+    "qwen3": ("self_attn.q_norm", "self_attn.k_norm", "post_attention_layernorm"),
+    "gemma3": (
+        "input_layernorm",
+        "post_attention_layernorm",
+        "pre_feedforward_layernorm",
+        "post_feedforward_layernorm",
+        "self_attn.q_norm",
+        "self_attn.k_norm",
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "path"), [(n, path) for n in NORMS for path in NORMS[n]])
+def test_an_epsilon_of_its_own(name: str, path: str) -> None:
+    """Of one norm in a layer: the operator for a whole layer, which takes one, is not for it."""
+    model = MODELS[name]()
+    norm = model.model.layers[0].get_submodule(path)
+    setattr(norm, "eps" if name == "gemma3" else "variance_epsilon", 0.5)
+    pair = Pair(model, PruningSchedule())
+    pair.step([random_ids(9, seed=2)], asked=9)
+    pair.decode(2)
 
 
 @REVIVE
 def test_a_sequence_without_new_tokens(max_revive: int | None, fixed: bool) -> None:
-    """It takes no step: nothing of it changes, and nothing revives."""
+    """It takes no step: nothing of it changes, and nothing revives.
+
+    Where the others bring one token each, no step in fixed shapes is taken.
+    """
     model = shared_model("llama")
     schedule = two_boundaries(model, max_revive=max_revive)
     actions = (Turn((20, 9, 14)), Decode(2), Turn((0, 2, 0), asked=2), Turn((0, 1, 3)), Decode(2))
+    actions += (Turn((0, 1, 1)), Turn((1, 0, 0)), Decode(2))
     run(Plan("llama", schedule, actions, seed=7, fixed=fixed))
 
 
@@ -159,6 +247,24 @@ class TestNotANumber:
             logits = pair.step([[pair.next_token[0]]])
             assert logits.isfinite().all()
             assert pool > 1 or not {5, 13} & set(pair.active(0)[0])
+
+    @pytest.mark.parametrize("score", [torch.nan, torch.inf, -torch.inf])
+    @pytest.mark.parametrize("counts", [(4, 4), (7, 4), (4, 3), (2, 9), (0, 5)])
+    def test_in_a_stored_score_that_is_forgotten(
+        self, score: float, counts: tuple[int, ...]
+    ) -> None:
+        """From `window` new tokens on the old score counts for nothing, in that sequence alone."""
+        model = shared_model("llama")
+        pair = Pair(model, two_boundaries(model, window=4), batch=2)
+        pair.step([random_ids(24, seed=8), random_ids(19, seed=9)])
+        for b, oracle in enumerate(pair.oracles):
+            for s in pair.boundaries:
+                pair.state.importance[s - 1][b, 5] = score
+                oracle.importance[s][5] = score
+        pair.step([random_ids(count, seed=count) for count in counts])
+        for b, count in enumerate(counts):
+            assert bool(pair.state.importance[0][b, 5].isfinite()) == (count >= 4)
+        pair.step([[7], [8]])
 
     def test_never_selected_though_there_is_room(self) -> None:
         """−inf is nobody's score: fewer stay than the schedule would keep."""
@@ -182,15 +288,8 @@ class TestNotANumber:
         pair = Pair(
             model, PruningSchedule((Boundary(layer=layer, keep=0.5),), window=window, pool=pool)
         )
-
-        def poison(module: object, args: object, keys: torch.Tensor) -> torch.Tensor:
-            keys = keys.clone()
-            keys[token] = torch.nan
-            return keys
-
-        hook = model.model.layers[layer].self_attn.k_proj.register_forward_hook(poison)
-        pair.step([random_ids(20, seed=8)])
-        hook.remove()
+        with poisoned_key(model, layer, token):
+            pair.step([random_ids(20, seed=8)])
         for _ in range(3):
             importance = pair.state.importance[0][0, : pair.oracles[0].n]
             assert importance.isnan().nonzero().tolist() == [[token]]
@@ -202,5 +301,34 @@ class TestNotANumber:
         pair = Pair(model, PruningSchedule())
         pair.decoder.checked = True
         model.model.norm.weight[3] = torch.nan
-        with pytest.raises(RuntimeError, match="NaN"):
+        with pytest.raises(RuntimeError, match="NaN in the logits of layer 4"):
             pair.step([random_ids(5, seed=1)])
+
+    @pytest.mark.parametrize("layer", [1, 3])
+    def test_checked_mode_names_the_boundary_that_sees_it(self, layer: int) -> None:
+        """A NaN is refused where it would decide about tokens, not where it comes out."""
+        model = MODELS["llama"]()
+        schedule = PruningSchedule((Boundary(layer=1, keep=0.9), Boundary(layer=3, keep=0.9)))
+        decoder = LazyDecoder.from_model(model, schedule, checked=True)
+        pair = Pair(model, schedule, decoder=decoder)
+        with (
+            poisoned_key(model, layer, token=0),
+            pytest.raises(RuntimeError, match=f"NaN in the importance of layer {layer}"),
+        ):
+            pair.step([random_ids(20, seed=8)])
+
+
+@contextmanager
+def poisoned_key(model: Any, layer: int, token: int) -> Iterator[None]:
+    """Within, this row's key in this layer is NaN."""
+
+    def poison(module: object, args: object, keys: torch.Tensor) -> torch.Tensor:
+        keys = keys.clone()
+        keys[token] = torch.nan
+        return keys
+
+    hook = model.model.layers[layer].self_attn.k_proj.register_forward_hook(poison)
+    try:
+        yield
+    finally:
+        hook.remove()

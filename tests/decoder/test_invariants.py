@@ -16,9 +16,8 @@ from torch import Tensor
 from lazyllm_ext import state as bookkeeping
 from lazyllm_ext.decoder import LazyDecoder
 from lazyllm_ext.schedule import Boundary, PruningSchedule
-from lazyllm_ext.state import LazyState
 
-from .pair import LOGIT_TOLERANCE, Pair
+from .pair import LOGIT_TOLERANCE, Pair, advance
 from .plans import Decode, Plan, Turn, examples, plans
 
 REVIVE = pytest.mark.parametrize(
@@ -168,25 +167,6 @@ class TestKeepAllIsTheModel:
             compare(logits, expected, begin, asked)
 
 
-@torch.no_grad()
-def advance(
-    decoder: LazyDecoder,
-    state: LazyState,
-    ids: list[list[int]],
-    begin: list[int],
-    counts: tuple[int, ...],
-    asked: int = 1,
-) -> Tensor:
-    """Bring the next counts[b] tokens of every sequence, and move `begin` over them."""
-    spans = [range(first, first + count) for first, count in zip(begin, counts, strict=True)]
-    flat = torch.tensor(
-        [of_one[place] for of_one, span in zip(ids, spans, strict=True) for place in span]
-    )
-    positions = torch.tensor([place for span in spans for place in span])
-    begin[:] = [span.stop for span in spans]
-    return decoder(flat, positions, list(counts), state, asked)
-
-
 def compare(logits: Tensor, expected: list[Tensor], begin: list[int], asked: int) -> None:
     for got, of_one, end in zip(logits.split(asked), expected, begin, strict=True):
         torch.testing.assert_close(got, of_one[end - asked : end], atol=LOGIT_TOLERANCE, rtol=0)
@@ -216,60 +196,6 @@ def test_sets_nest_and_aux_is_the_difference(plan: Plan) -> None:
 
     with steps_of_the_decoder(pair, checked):
         plan.run(pair)
-
-
-class TestMemory:
-    @REVIVE
-    def test_bytes_stay_close_to_what_the_sets_need(
-        self, max_revive: int | None, fixed: bool
-    ) -> None:
-        model = shared_model("llama")
-        schedule = PruningSchedule(PRUNED, window=2, max_revive=max_revive)
-        decoder = LazyDecoder.from_model(model, schedule)
-        decoder.fixed_on_cpu = fixed
-        state = decoder.new_state(2, model.lm_head.weight)
-        ids = [random_ids(900, seed=3), random_ids(700, seed=4)]
-        begin = [0, 0]
-        for counts in [(600, 450), *[(1, 1)] * 100, (60, 20), *[(1, 1)] * 30]:
-            advance(decoder, state, ids, begin, counts)
-            assert bytes_held(state) <= 1.15 * bytes_needed(decoder, state)
-
-    def test_given_back_as_tokens_revive(self) -> None:
-        """Below min_tokens everything is active again, and nothing waits."""
-        model = shared_model("llama")
-        pair = Pair(model, PruningSchedule(PRUNED, min_tokens=50))
-        pair.step([random_ids(60, seed=5)])
-        assert bookkeeping.aux_nbytes(pair.state) > 0
-        pair.crop([20])
-        pair.decode(1)
-        assert bookkeeping.waiting_per_boundary(pair.state) == [[0], [0]]
-        assert bookkeeping.aux_nbytes(pair.state) == 0
-
-    def test_after_a_first_prefill(self) -> None:
-        """The Aux Cache holds exactly the rows that wait, not one more."""
-        model = shared_model("llama")
-        pair = Pair(model, PruningSchedule(PRUNED))
-        pair.step([random_ids(40, seed=6)])
-        hidden_bytes = 4 * model.config.hidden_size
-        waiting = bookkeeping.waiting_per_boundary(pair.state)
-        assert waiting == [[20], [12]]
-        assert bookkeeping.aux_nbytes(pair.state) == 32 * hidden_bytes
-
-
-def bytes_held(state: LazyState) -> int:
-    return bookkeeping.kv_nbytes(state) + bookkeeping.aux_nbytes(state)
-
-
-def bytes_needed(decoder: LazyDecoder, state: LazyState) -> int:
-    """What the sets need, in float32: keys and values of C_s, hidden states of what waits."""
-    layer = decoder.layers[0]
-    row = 2 * 4 * layer.num_kv_heads * layer.head_dim
-    computed = bookkeeping.computed_per_stage(state)
-    waiting = bookkeeping.waiting_per_boundary(state)
-    total = 4 * decoder.spec.hidden_size * sum(map(sum, waiting))
-    for layers, counts in zip(decoder.spec.stage_layers, computed, strict=True):
-        total += row * len(layers) * sum(counts)
-    return total
 
 
 class TestGenerations:

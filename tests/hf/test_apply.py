@@ -205,14 +205,26 @@ class TestInterrupts:
         assert lazy.report() is report  # of the last one that finished
         assert_same_generation(generate(model, input_ids=ids), expected, tolerance=0)
 
-    def test_the_cache_of_an_interrupted_step(self, model: nn.Module, ids: Tensor) -> None:
+    def test_the_cache_of_an_interrupted_step(
+        self, model: nn.Module, ids: Tensor, tmp_path: Any
+    ) -> None:
         lazy = lazyllm_ext.apply(model, PRUNING)
         past = model(ids, logits_to_keep=1).past_key_values
         self._interrupt_step(lazy, 0)
         with pytest.raises(KeyboardInterrupt):
             model(ids[:, :1], past_key_values=past)
         lazy.decoder.on_layer = None
-        for use in (lambda: model(ids[:, :1], past_key_values=past), past.report):
+        for use in (
+            lambda: model(ids[:, :1], past_key_values=past),
+            lambda: generate(model, input_ids=ids, past_key_values=past),
+            lambda: lazy.save(past, tmp_path / "x"),
+            lambda: past.crop(-1),
+            lambda: past.reorder_cache(torch.tensor([1, 0, 2])),
+            lambda: past.batch_repeat_interleave(2),
+            lambda: past.batch_select_indices(torch.tensor([0])),
+            past.copy,
+            past.report,
+        ):
             with pytest.raises(ValueError, match="interrupted or is still running"):
                 use()
         past.reset()

@@ -49,6 +49,35 @@ class TestAdapters:
         with adapted.disable_adapter():
             assert_same_generation(generate(base, input_ids=ids), expected["none"])
 
+    def test_a_prefill_is_of_the_adapters_that_were_on(
+        self, adapted: Any, ids: Tensor, tmp_path: Path
+    ) -> None:
+        """Saved with one of them, and loaded as it was, though others were on in between."""
+        base = adapted.get_base_model()
+        lazy = lazyllm_ext.apply(base, PRUNING if len(base.model.layers) == 4 else "dense")
+        path = tmp_path / "document"
+        lazy.save(lazy.prefill(ids), path)
+
+        def refused() -> None:
+            with pytest.raises(ValueError, match="expected a prefill of this model"):
+                lazy.load(path)
+
+        adapted.set_adapter("other")
+        refused()
+        adapted.set_adapter("default")
+        assert lazy.load(path).get_seq_length() == 13
+        with adapted.disable_adapter():
+            refused()
+        assert lazy.load(path).get_seq_length() == 13
+        scaling = base.model.layers[1].self_attn.v_proj.scaling
+        scaling["default"] *= 2
+        refused()
+        scaling["default"] /= 2
+        assert lazy.load(path).get_seq_length() == 13
+        with torch.no_grad():
+            base.model.layers[1].mlp.up_proj.lora_B["default"].weight[0] += 1
+        refused()
+
     def test_the_wrapper_is_refused_by_name(self, adapted: Any) -> None:
         with pytest.raises(ValueError, match=r"apply it to model\.get_base_model"):
             lazyllm_ext.apply(adapted, "dense")

@@ -11,6 +11,7 @@ from transformers import DynamicCache
 
 import lazyllm_ext
 from lazyllm_ext import LazyCache
+from lazyllm_ext.hf.models.versions import CACHE_NAME
 
 from .every_model import tiny_of
 from .tiny import PRUNING, assert_same_generation, generate, keep_all, left_padded, tiny_model
@@ -82,6 +83,28 @@ class TestMasks:
         with pytest.raises(ValueError, match=f"{problem}: sequence 1, column {columns[0]}"):
             lazy.model(ids[:2, :2], attention_mask=wrong, past_key_values=past, logits_to_keep=1)
         lazy.model(ids[:2, :2], attention_mask=mask, past_key_values=past, logits_to_keep=1)
+
+    @pytest.mark.parametrize("padded", [False, True])
+    def test_a_later_mask_may_not_hide_what_was_seen_without_one(
+        self, lazy: Any, ids: Tensor, padded: bool
+    ) -> None:
+        """Columns of a prompt without padding, and those that generate appends."""
+        prompt = left_padded([ids[0], ids[1, :10]]) if padded else {"input_ids": ids[:2]}
+        cache = generate(lazy.model, **prompt).past_key_values
+        seen = cache.get_seq_length()
+        mask = torch.ones(2, seen + 2, dtype=torch.long)
+        mask[:, :13] = prompt.get("attention_mask", mask[:, :13])
+        for sequence, column in ((0, 0), (1, 4), (1, 12), (0, 13), (1, seen - 1)):
+            wrong = mask.clone()
+            wrong[sequence, column] = 0
+            message = f"hides a token that is stored: sequence {sequence}, column {column}"
+            with pytest.raises(ValueError, match=message):
+                lazy.model(ids[:2, :2], attention_mask=wrong, past_key_values=cache)
+            whole = torch.full_like(wrong, 9)
+            with pytest.raises(ValueError, match=message):
+                generate(lazy.model, input_ids=whole, attention_mask=wrong, past_key_values=cache)
+        lazy.model(ids[:2, :2], attention_mask=mask, past_key_values=cache, logits_to_keep=1)
+        assert cache.get_seq_length() == seen + 2
 
     def test_padded_sequences_need_their_mask_again(self, lazy: Any, ids: Tensor) -> None:
         batch = left_padded([ids[0], ids[1, :10]])
@@ -208,6 +231,16 @@ class TestCaches:
                 outs[i] = lazy.model(token, past_key_values=out.past_key_values)
                 assert torch.equal(outs[i].logits[:, -1], expected[i].logits[step])
 
+    def test_of_another_dtype(self, lazy: Any, ids: Tensor) -> None:
+        """A model that was cast does not go on from what it computed before."""
+        past = lazy.model(ids, logits_to_keep=1).past_key_values
+        lazy.model.to(torch.bfloat16)
+        message = f"{CACHE_NAME}: expected torch.bfloat16 on cpu, got torch.float32 on cpu"
+        with pytest.raises(ValueError, match=message):
+            lazy.model(ids[:, :1], past_key_values=past)
+        lazy.model.to(torch.float32)
+        lazy.model(ids[:, :1], past_key_values=past)
+
     def test_made_in_inference_mode_used_outside(self, lazy: Any, ids: Tensor) -> None:
         with torch.inference_mode():
             first = generate(lazy.model, input_ids=ids)
@@ -219,6 +252,24 @@ class TestCaches:
             past_key_values=first.past_key_values,
         )
         assert again.sequences.size(1) == 13 + 8 + 3 + 8
+
+
+@pytest.mark.parametrize("held", [0, 100])
+def test_as_many_tokens_as_the_model_has_positions(model: nn.Module, held: int) -> None:
+    """The last position is used, and one more is refused before any work; steps may go on."""
+    longest = model.config.max_position_embeddings
+    ids = torch.randint(3, 83, (1, longest), generator=torch.Generator().manual_seed(7))
+    with torch.no_grad():
+        expected = model(ids, logits_to_keep=1).logits
+    lazyllm_ext.apply(model, keep_all(model))
+    past = model(ids[:, :held], logits_to_keep=1).past_key_values if held else None
+    more = torch.cat([ids[:, held:], ids[:, :1]], dim=1)
+    message = f"expected at most {longest} tokens .*, got {longest + 1}"
+    with pytest.raises(ValueError, match=message):
+        model(more, past_key_values=past, logits_to_keep=1)
+    out = model(ids[:, held:], past_key_values=past, logits_to_keep=1)
+    _close(out.logits, expected)
+    assert generate(model, 2, input_ids=ids).sequences.size(1) == longest + 2
 
 
 @pytest.mark.parametrize("on_error", ["raise", "dense"])

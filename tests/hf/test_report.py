@@ -58,6 +58,18 @@ def test_cropped_tokens_are_not_counted(model: nn.Module, ids: Tensor) -> None:
     assert (report.prompt_tokens, report.prompt_computed_percent) == (0, 0)
 
 
+@pytest.mark.parametrize("removed", [0, 1, 4, 8, 15])
+def test_cropped_tokens_of_the_last_layer(model: nn.Module, ids: Tensor, removed: int) -> None:
+    """8 tokens, of which the last was not read: the prompt's last token and 7 after it."""
+    lazyllm_ext.apply(model, SCHEDULE)
+    cache = generate(model, input_ids=ids[:2]).past_key_values
+    cache.crop(-removed)
+    report = cache.report()
+    finished = max(8 - removed, 0)
+    assert report.tokens_per_layer[-1] == 2 * finished
+    assert report.tokens_total == 2 * (20 - removed)
+
+
 def test_generation(model: nn.Module, ids: Tensor) -> None:
     lazy = lazyllm_ext.apply(model, SCHEDULE)
     batch = left_padded([ids[0], ids[1, :5]])
