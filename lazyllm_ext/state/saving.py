@@ -46,54 +46,141 @@ def from_tensors(spec: StoreSpec, tensors: dict[str, Tensor]) -> LazyState:
     """The state that `to_tensors` wrote, around the same tensors.
 
     Raises:
-        ValueError: a tensor is missing or too many, has another shape than a decoder of this spec
-            gives it, or names a row that does not exist.
+        ValueError: a tensor is missing or too many, has another dtype or shape than a decoder of
+            this spec gives it, or holds what no state holds: slots that were not handed out,
+            counts that contradict each other.
     """
     if "length" not in tensors or "keys.0" not in tensors:
         raise ValueError("expected the tensors of a saved state, got others")
-    like = tensors["keys.0"]
-    state = new_state(spec, tensors["length"].numel(), like.dtype, like.device)
-    expected = {*to_tensors(state, spec)}
-    if tensors.keys() != expected:
-        odd = ", ".join(sorted(expected ^ tensors.keys()))
-        raise ValueError(f"expected the tensors of a saved state, got too few or too many: {odd}")
-    lengths: list[int] = tensors["length"].tolist()
-    if max(lengths) > tensors["position.0"].shape[-1]:
-        raise ValueError(f"length: got {lengths}, more tokens than there are columns")
-    sizes = {"finished": len(state.finished), "freed": len(state.freed)}
-    sizes |= {name: getattr(state, name).numel() for name in ("used", "revived")}
-    for name, size in sizes.items():
-        if tensors[name].numel() != size:
-            raise ValueError(f"{name}: expected {size} numbers, got {tensors[name].numel()}")
-    used: list[int] = tensors["used"].tolist()
-    rows = _rows_of_stores(spec, used)
+    like, sequences = tensors["keys.0"], tensors["length"].numel()
+    if sequences == 0:
+        raise ValueError("length: expected 1 sequence or more, got 0")
+    state = new_state(spec, sequences, like.dtype, like.device)
+    _check_shapes(spec, to_tensors(state, spec), tensors)
     for what in _LISTS:
-        empty = getattr(state, what)
-        for number in range(len(empty)):
-            name = f"{what}.{number}"
-            got = tensors[name]
-            if got.dtype != empty[number].dtype or got.dim() != empty[number].dim():
-                raise ValueError(f"{name}: got {got.dtype} of {got.dim()} dimensions")
-            if name in rows and got.shape != (rows[name], *empty[number].shape[1:]):
-                raise ValueError(f"{name}: got shape {list(got.shape)}")
-            if what in _TABLES and got.shape != (len(lengths), max(lengths)):
-                raise ValueError(f"{name}: got shape {list(got.shape)}")
-            empty[number] = got
-    for stage, table in enumerate(state.slot):
-        _check_rows(f"slot.{stage}", table, used[stage])
-    for boundary, table in enumerate(state.aux_slot):
-        _check_rows(f"aux_slot.{boundary}", table, used[len(state.slot) + boundary])
-    return state._replace(
+        entries = getattr(state, what)
+        for number in range(len(entries)):
+            entries[number] = tensors[f"{what}.{number}"]
+    state = state._replace(
         length=tensors["length"],
-        host_length=lengths,
+        host_length=tensors["length"].tolist(),
         used=tensors["used"],
-        used_bound=used,
+        used_bound=tensors["used"].tolist(),
         freed=tensors["freed"].tolist(),
         revived=tensors["revived"],
         finished=tensors["finished"].tolist(),
     )
+    _check_slots(state)
+    _check_active(state)
+    return state
 
 
-def _check_rows(name: str, table: Tensor, rows: int) -> None:
-    if table.numel() > 0 and not -1 <= int(table.min()) <= int(table.max()) < rows:
-        raise ValueError(f"{name}: names a row that does not exist")
+def _check_shapes(spec: StoreSpec, empty: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
+    """Names, dtypes and shapes, as in `empty`, a state without tokens, but for the counts."""
+    if tensors.keys() != empty.keys():
+        odd = ", ".join(sorted(empty.keys() ^ tensors.keys()))
+        raise ValueError(f"expected the tensors of a saved state, got too few or too many: {odd}")
+    for name, like in empty.items():
+        got = tensors[name]
+        if got.dtype != like.dtype or got.dim() != like.dim():
+            raise ValueError(
+                f"{name}: expected {like.dim()}-dimensional {like.dtype}, "
+                f"got {got.dim()}-dimensional {got.dtype}"
+            )
+        if "." not in name:
+            _check_shape(name, got, list(like.shape))
+    _check_counts(tensors)
+    columns = int(tensors["length"].max())
+    rows = _rows_of_stores(spec, tensors["used"].tolist())
+    for name, like in empty.items():
+        what, shape = name.partition(".")[0], list(like.shape)
+        if name in rows:
+            shape[0] = rows[name]
+        elif what in _TABLES:
+            shape[1] = columns
+        if what != "active":  # as long as active_offsets says
+            _check_shape(name, tensors[name], shape)
+
+
+def _check_counts(tensors: dict[str, Tensor]) -> None:
+    """Of tokens and of slots."""
+    length, used, columns = tensors["length"], tensors["used"], tensors["position.0"].size(1)
+    _check_range("length", length, torch.full_like(length, columns))
+    if int(length.max()) != columns:
+        raise ValueError(
+            f"length: expected {columns} in the longest sequence, the columns of position.0, "
+            f"got {int(length.max())}"
+        )
+    _check_range("finished", tensors["finished"], length)
+    _check_range("used", used, None)
+    # Each sequence of a beam search can free a slot that all share.
+    _check_range("freed", tensors["freed"], used * (length.numel() + 1))
+    _check_range("revived", tensors["revived"], None)
+
+
+def _check_slots(state: LazyState) -> None:
+    """Every token has slots that were handed out, and waits exactly where it is not computed."""
+    stages = [(f"slot.{number}", table) for number, table in enumerate(state.slot)]
+    waiting = [(f"aux_slot.{number}", table) for number, table in enumerate(state.aux_slot)]
+    for (name, table), used in zip(stages + waiting, state.used_bound, strict=True):
+        _check_range(name, table, torch.full_like(table, used - 1), least=-1)
+        ascending = table.sort(dim=1).values
+        twice = (ascending[:, 1:] == ascending[:, :-1]) & (ascending[:, 1:] >= 0)
+        if bool(twice.any()):
+            sequence, place = twice.nonzero()[0].tolist()
+            raise ValueError(
+                f"{name}: expected each slot once in a sequence, got slot "
+                f"{int(ascending[sequence, place])} twice in sequence {sequence}"
+            )
+    name, table = stages[0]
+    columns = torch.arange(table.size(1), device=table.device)
+    expected = "slots for the tokens that length counts and no others"
+    _check_same(name, table >= 0, columns < state.length.unsqueeze(1), expected)
+    for boundary, (name, table) in enumerate(waiting):
+        (before, reached), (after, passed) = stages[boundary], stages[boundary + 1]
+        _check_same(
+            after, passed >= 0, (passed >= 0) & (reached >= 0), f"slots for tokens of {before} only"
+        )
+        _check_same(
+            name, table >= 0, (reached >= 0) & (passed < 0),
+            f"slots for the tokens of {before} without one in {after} and no others",
+        )  # fmt: skip
+
+
+def _check_active(state: LazyState) -> None:
+    for boundary, (index, offsets) in enumerate(
+        zip(state.active, state.active_offsets, strict=True)
+    ):
+        # A crop leaves them as they were, so they may be above the length.
+        _check_range(f"active.{boundary}", index, None, least=-1)
+        ends: list[int] = offsets.tolist()
+        if ends != sorted(ends) or (ends[0], ends[-1]) != (0, index.numel()):
+            raise ValueError(
+                f"active_offsets.{boundary}: expected ascending offsets from 0 to "
+                f"{index.numel()}, the size of active.{boundary}, got {ends}"
+            )
+
+
+def _check_shape(name: str, got: Tensor, shape: list[int]) -> None:
+    if list(got.shape) != shape:
+        raise ValueError(f"{name}: expected shape {shape}, got {list(got.shape)}")
+
+
+def _check_range(name: str, got: Tensor, most: Tensor | None, least: int = 0) -> None:
+    """Every element is `least` or more, and at most its one of `most`."""
+    outside = got < least if most is None else (got < least) | (got > most)
+    if not bool(outside.any()):
+        return
+    place = tuple(outside.nonzero()[0].tolist())
+    bounds = f"{least} or more" if most is None else f"{least} to {int(most[place])}"
+    raise ValueError(f"{name}: expected {bounds}, got {int(got[place])} at place {list(place)}")
+
+
+def _check_same(name: str, got: Tensor, wanted: Tensor, expected: str) -> None:
+    """got, wanted: [B, columns] bool, which tokens have a slot."""
+    if not torch.equal(got, wanted):
+        sequence, token = (got != wanted).nonzero()[0].tolist()
+        has = "one" if bool(got[sequence, token]) else "none"
+        raise ValueError(
+            f"{name}: expected {expected}, got {has} for token {token} of sequence {sequence}"
+        )

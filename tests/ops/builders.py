@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 Arguments = dict[str, Any]
@@ -28,6 +28,7 @@ def attention_arguments(
     unused_rows: int = 0,
     unused_keys: int = 0,
     layout: str = "plain",
+    value_layout: str | None = None,
     scale: float | None = None,
     window: int = 0,
     softcap: float = 0.0,
@@ -36,6 +37,7 @@ def attention_arguments(
 
     places: which tokens the rows are: the "last" or "first" keys, keys "spread" over the sequence,
     the same "shuffled", or tokens "anywhere", with a key or without.
+    value_layout: of the values, where it is another one than that of queries and keys.
     """
     num_heads, num_kv_heads = heads
     query_index, key_index = [], []
@@ -55,7 +57,9 @@ def attention_arguments(
         "query_index": torch.cat(query_index),
         "query_offsets": offsets(map(len, query_index)),
         "key_store": floats(generator, (stored, num_kv_heads, dim), dtype, layout),
-        "value_store": floats(generator, (stored, num_kv_heads, dim), dtype, layout),
+        "value_store": floats(
+            generator, (stored, num_kv_heads, dim), dtype, value_layout or layout
+        ),
         "key_slots": key_slots,
         "key_index": packed_index,
         "key_offsets": offsets(map(len, key_index)),
@@ -131,10 +135,15 @@ def select_arguments(
     protect_last: int = 0,
     cover: bool = True,
     unused: int = 0,
+    unused_first: int = 0,
+    unused_last: int = 0,
     room: int = 0,
     layout: str = "plain",
 ) -> Arguments:
-    """A part of each sequence's tokens as candidates, and just enough room, or `room` more."""
+    """A part of each sequence's tokens as candidates, and just enough room, or `room` more.
+
+    unused: places that are -1 among the candidates; unused_first, unused_last: before and behind.
+    """
     shape = (len(lengths), max(lengths) + 2)
     importance = SCORES[scores](generator, shape)
     for row, length in zip(importance, lengths, strict=True):
@@ -145,7 +154,8 @@ def select_arguments(
         protected = int(((mine < protect_first) | (mine >= length - protect_last)).sum())
         wanted = max(1, protected, target) if cover else target
         rooms.append(min(count, wanted if target >= 0 else count) + room)
-        chosen_from.append(with_unused(generator, mine, unused))
+        mixed = with_unused(generator, mine, unused)
+        chosen_from.append(nn.functional.pad(mixed, (unused_first, unused_last), value=-1))
     return {
         "importance": relaid(importance, layout),
         "lengths": torch.tensor(lengths),
@@ -183,11 +193,18 @@ def gather_arguments(
 
 
 def scatter_arguments(
-    generator: Generator, dtype: torch.dtype, *, layout: str = "plain", **options: Any
+    generator: Generator,
+    dtype: torch.dtype,
+    *,
+    layout: str = "plain",
+    rows_layout: str | None = None,
+    **options: Any,
 ) -> Arguments:
+    """rows_layout: of the new rows, where it is another one than the destination's."""
     gather = gather_arguments(generator, dtype, layout=layout, **options)
     source, index = gather["source"], gather["index"]
-    rows = row_wise(generator, (index.numel(), *source.shape[1:]), dtype, layout)
+    shape = (index.numel(), *source.shape[1:])
+    rows = row_wise(generator, shape, dtype, rows_layout or layout)
     return {"destination": source, "index": index, "rows": rows}
 
 
@@ -201,15 +218,18 @@ def append_arguments(
     dim: int,
     unused: int = 0,
     layout: str = "plain",
+    rows_layout: str | None = None,
+    value_layout: str | None = None,
 ) -> Arguments:
+    """layout: of all; rows_layout: of the new rows, value_layout: of a store's and new values."""
     slots = torch.randperm(stored, generator=generator)[: tokens - unused]
     store, new = (stored, kv_heads, dim), (tokens, kv_heads, dim)
     return {
         "key_store": floats(generator, store, dtype, layout),
-        "value_store": floats(generator, store, dtype, layout),
+        "value_store": floats(generator, store, dtype, value_layout or layout),
         "slots": with_unused(generator, slots, unused),
-        "key": floats(generator, new, dtype, layout),
-        "value": floats(generator, new, dtype, layout),
+        "key": floats(generator, new, dtype, rows_layout or layout),
+        "value": floats(generator, new, dtype, value_layout or rows_layout or layout),
     }
 
 

@@ -114,10 +114,15 @@ def put_logit(key: Any, value: float) -> Callable[[Arguments], None]:
     return edit
 
 
-def rising_logits(arguments: Arguments) -> None:
+def rising_logits(arguments: Arguments, first: float = -20.0) -> None:
     """Each key is more important than all before it, so the running maximum never rests."""
     arguments["query"][..., 0] = 8.0
     slots = arguments["key_slots"]
-    arguments["key_store"][slots, :, 0] = torch.linspace(-20, 20, slots.numel()).to(
+    arguments["key_store"][slots, :, 0] = torch.linspace(first, -first, slots.numel()).to(
         arguments["query"].dtype
     )[:, None]
+
+
+def falling_logits(arguments: Arguments) -> None:
+    """Each key is less important than all before it."""
+    rising_logits(arguments, first=20.0)

@@ -15,6 +15,7 @@ from .case import (
     SIZES,
     Case,
     case,
+    falling_logits,
     put,
     put_key,
     put_logit,
@@ -117,6 +118,11 @@ case(op, "protect_everything", lengths=[20], candidates=[17], targets=[3], prote
      protect_last=50, dtypes=FLOAT32)
 case(op, "unused", lengths=[60, 151], candidates=[50, 70], targets=[20, 30], unused=23,
      dtypes=FLOAT32, smoke=True)
+for where in ("unused_first", "unused_last"):
+    case(op, where, lengths=[60, 40], candidates=[50, 20], targets=[20, 3], dtypes=FLOAT32,
+         smoke=True, **{where: 8})
+    case(op, f"{where}_protected", lengths=[60, 40], candidates=[50, 40], targets=[3, 3],
+         protect_first=5, protect_last=4, dtypes=FLOAT32, **{where: 8})
 case(op, "room", lengths=[60, 151], candidates=[50, 70], targets=[20, 30], room=11, dtypes=FLOAT32)
 case(op, "ties", lengths=[151], candidates=[129], targets=[40], scores="ties", dtypes=FLOAT32,
      smoke=True)
@@ -157,9 +163,17 @@ for op in ("aux_gather", "aux_scatter_"):
     case(op, "all_unused", stored=0, rows=5, unused=5, shape=(64,))
     case(op, "strided", stored=40, rows=17, shape=(64,), layout="strided", smoke=True)
     case(op, "misaligned", stored=40, rows=17, unused=3, shape=(7,), layout="misaligned")
+    for width, dtype in ((1, torch.int64), (2, torch.float32), (4, torch.bfloat16)):  # 8 bytes
+        case(op, f"word_of_{width}_strided", stored=40, rows=17, unused=3, shape=(width,),
+             layout="strided", dtypes=(dtype,), smoke=True)
     for width in (2, 3, 4, 8, 12, 16, 31, 32, 33):
         case(op, f"width{width}", stored=9, rows=7, unused=2, shape=(width,))
     case(op, "large", stored=1134, rows=1001, shape=(2048,), dtypes=(torch.bfloat16,))
+for width in (1, 64):
+    case("aux_scatter_", f"width{width}_from_strided_rows", stored=40, rows=17, unused=3,
+         shape=(width,), rows_layout="strided", dtypes=INT64, smoke=True)
+    case("aux_scatter_", f"width{width}_to_strided_rows", stored=40, rows=17, unused=3,
+         shape=(width,), layout="strided", rows_layout="plain", dtypes=INT64, smoke=True)
 case("aux_gather", "repeated", stored=3, rows=129, shape=(64,), repeated=True)
 
 # --- kv_append_ ---------------------------------------------------------------------------------
@@ -179,6 +193,12 @@ case(op, "nothing_stored", stored=0, tokens=0, kv_heads=1, dim=8)
 case(op, "unused", stored=40, tokens=29, unused=12, kv_heads=2, dim=64, smoke=True)
 case(op, "strided", stored=40, tokens=29, kv_heads=3, dim=64, layout="strided", smoke=True)
 case(op, "misaligned", stored=40, tokens=29, unused=3, kv_heads=3, dim=64, layout="misaligned")
+for layout in ("strided", "misaligned"):
+    case(op, f"from_{layout}_rows", stored=40, tokens=29, unused=3, kv_heads=3, dim=64,
+         rows_layout=layout, smoke=True)
+    case(op, f"to_{layout}_stores", stored=40, tokens=29, unused=3, kv_heads=3, dim=64,
+         layout=layout, rows_layout="plain", smoke=True)
+    case(op, f"{layout}_values", stored=40, tokens=29, kv_heads=3, dim=64, value_layout=layout)
 
 # --- lazy_attention -----------------------------------------------------------------------------
 
@@ -226,11 +246,30 @@ case(op, "window_between_keys", rows=[40], keys=[40], heads=(4, 2), dim=64, wind
      places="anywhere", smoke=True)
 case(op, "window_beyond_all", rows=[40], keys=[129], heads=(4, 2), dim=64, window=10**6)
 case(op, "window512", rows=[130, 1], keys=[1134, 900], heads=(2, 1), dim=64, window=512)
+case(op, "few_rows_window", rows=[5, 1, 2], keys=[300, 40, 151], heads=(6, 2), dim=64, window=33,
+     places="spread", smoke=True)
+case(op, "few_rows_window16", rows=[4, 2], keys=[151, 600], heads=(8, 2), dim=80, window=16, gaps=1,
+     smoke=True)
+case(op, "few_rows_window_unordered", rows=[7], keys=[300], heads=(4, 2), dim=64, window=33,
+     places="shuffled")
+case(op, "few_rows_window_of_many_keys", rows=[3, 2], keys=[4500, 5003], heads=(4, 2), dim=64,
+     window=3000, gaps=1)
 case(op, "softcap", rows=[9], keys=[151], heads=(4, 2), dim=64, softcap=5.0, scale=1.0)
+case(op, "softcap_few_rows", rows=[3], keys=[151], heads=(4, 2), dim=64, softcap=5.0, scale=1.0)
 case(op, "strided", rows=[3, 20], keys=[50, 61], heads=(6, 2), dim=64, layout="strided", smoke=True)
 case(op, "misaligned", rows=[3, 20], keys=[50, 61], heads=(6, 2), dim=64, layout="misaligned")
+case(op, "strided_keys", rows=[3, 20], keys=[50, 61], heads=(4, 2), dim=64, layout="strided",
+     value_layout="plain", smoke=True)
+case(op, "strided_values", rows=[3, 20], keys=[50, 61], heads=(4, 2), dim=64,
+     value_layout="strided", smoke=True)
 case(op, "equal_keys", rows=[2], keys=[77], heads=(2, 1), dim=64,
      edit=put("key_store", slice(None), 0.5))
+# Cut into ranges of keys: the last of them, or the first, outweighs all others.
+for rows in (2, 40):
+    case(op, f"rising_logits_rows{rows}", rows=[rows], keys=[5003], heads=(2, 1), dim=64,
+         edit=rising_logits, smoke=True)
+    case(op, f"falling_logits_rows{rows}", rows=[rows], keys=[5003], heads=(2, 1), dim=64,
+         edit=falling_logits)
 case(op, "rising_logits", rows=[2, 40], keys=[500, 1134], heads=(2, 1), dim=64, edit=rising_logits)
 case(op, "peaked", rows=[20], keys=[300], heads=(4, 2), dim=64, scale=4.0)
 case(op, "nan_key", rows=[40], keys=[151], heads=(4, 2), dim=64, places="spread",
@@ -239,6 +278,14 @@ case(op, "nan_value", rows=[40], keys=[151], heads=(4, 2), dim=64, places="sprea
      edit=put_key(100, NAN, "value_store", dim=3), smoke=True)
 case(op, "nan_behind_window", rows=[20], keys=[151], heads=(4, 2), dim=64, window=16,
      edit=put_key(100, NAN, "value_store"))
+# Every token has a key. With a window of 16 row 149 is the last that sees key 134; 40 rows see from
+# key 96 on, so that none sees key 95, in a block that they read; the first 16 of them see key 111.
+for rows, leaves, below in ((2, 134, 133), (40, 111, 95)):
+    for what in ("key", "value"):
+        case(op, f"nan_{what}_leaves_window_rows{rows}", rows=[rows], keys=[151], heads=(4, 2),
+             dim=64, gaps=1, window=16, edit=put_key(leaves, NAN, f"{what}_store"), smoke=True)
+        case(op, f"nan_{what}_below_window_rows{rows}", rows=[rows], keys=[151], heads=(4, 2),
+             dim=64, gaps=1, window=16, edit=put_key(below, NAN, f"{what}_store"))
 case(op, "nan_query", rows=[9], keys=[151], heads=(4, 2), dim=64,
      edit=put("query", (4, 2, 5), NAN))
 case(op, "inf_value", rows=[9], keys=[151], heads=(4, 2), dim=64, places="spread",

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import platform
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-import lazyllm_ext.ops
 from lazyllm_ext import _C
 
-FOLDER = Path(__file__).parent
+from .apart import run_apart, run_smoke_rows
+
 NEEDS = {
     "scalar": set(),
     "avx2": {"avx2", "fma", "f16c"},
@@ -43,21 +40,6 @@ def _available(capability: str) -> bool:
     )
 
 
-def _run(capability: str, *arguments: str) -> str:
-    package = Path(lazyllm_ext.ops.__file__).parents[2]  # the one under test, wherever it came from
-    result = subprocess.run(
-        [sys.executable, *arguments],
-        env={**os.environ, "LAZYLLM_CPU_CAPABILITY": capability, "PYTHONPATH": str(package)},
-        cwd=FOLDER,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
-
-
 # The one in use runs the whole table anyway.
 OTHERS = [name for name in NEEDS if _available(name) and name != _C.cpu_capability()]
 
@@ -65,17 +47,14 @@ OTHERS = [name for name in NEEDS if _available(name) and name != _C.cpu_capabili
 @pytest.mark.parametrize("capability", OTHERS)
 def test_cases_of_each_capability(capability: str) -> None:
     tests = "test_equals_reference or test_a_sequence_alone or test_a_row_alone"
-    _run(
-        capability, "-m", "pytest", "-q", "-m", "smoke and not gpu", "-k", tests,
-        "-p", "no:cacheprovider", "test_ops.py",
-    )  # fmt: skip
+    run_smoke_rows({"LAZYLLM_CPU_CAPABILITY": capability}, tests, "test_ops.py")
 
 
 @pytest.mark.parametrize(
     "capability", [*(name for name in NEEDS if not _available(name)), "sse9", ""]
 )
 def test_refuses_a_capability(capability: str) -> None:
-    said = _run(capability, "-c", CALL)
+    said = run_apart({"LAZYLLM_CPU_CAPABILITY": capability}, "-c", CALL)
     if capability == "":  # set to nothing is not set
         assert said == ""
         return

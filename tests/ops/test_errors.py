@@ -52,6 +52,11 @@ def entry(place: int, value: int) -> Change:
     return change
 
 
+def first(*values: int) -> Change:
+    """The same tensor with other first elements."""
+    return lambda tensor: torch.cat([torch.tensor(values), tensor[len(values) :]])
+
+
 def shorter(tensor: Tensor) -> Tensor:
     return tensor[:-1]
 
@@ -215,6 +220,9 @@ WRONG_VALUES: dict[str, list[Row]] = {
         ("candidates", "above the length", entry(7, 9)),
         ("candidates", "below -1", entry(3, -2)),
         ("candidates", "descending", entry(3, 0)),
+        ("candidates", "twice", first(0, 1, 3, 3, 4, 5, 6, 7)),
+        ("candidates", "twice around an unused place", first(0, 1, 3, -1, 3, 4, 5, 6)),
+        ("candidates", "descending around an unused place", first(0, 1, 3, -1, 2, 4, 5, 6)),
         ("candidate_offsets", "start", entry(0, 1)),
         ("candidate_offsets", "descending", entry(1, 21)),
         ("candidate_offsets", "end", entry(2, 19)),
@@ -286,6 +294,22 @@ def test_wrong_argument(op: str, argument: str, change: Change, device: str) -> 
     assert _names(from_wrapper.value) == _names(from_operator.value)
     for name, before in written.items():
         assert torch.equal(arguments[name], before)
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("room", [1, 7, 11])
+def test_all_candidates_and_room_for_fewer(room: int) -> None:
+    """Nothing is written behind the room, either: test_memory.py runs this, and would see it."""
+    arguments = BUILDERS["select_tokens"](
+        torch.Generator().manual_seed(0), FLOAT32, lengths=[12], candidates=[12], targets=[-1]
+    )
+    arguments |= {"out_offsets": torch.tensor([0, room]), "out_size": room}
+    sentence = (
+        "lazyllm::select_tokens: out_offsets: expected room for 12 tokens of sequence 0, got "
+    )
+    with pytest.raises(RuntimeError) as error:
+        comparison.operator("select_tokens")(*arguments.values())
+    assert _first_line(error.value) == f"{sentence}{room}"
 
 
 def _first_line(error: BaseException) -> str:

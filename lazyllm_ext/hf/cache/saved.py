@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lazyllm_ext.decoder import LazyDecoder
+from lazyllm_ext.json_input import decode, wrong
 from lazyllm_ext.state import from_tensors, to_tensors
 
 from .cache import LazyCache
@@ -101,16 +103,13 @@ def load(
         setattr(cache, name, tensors.pop(name, None))
     try:
         cache.state = from_tensors(plan.spec, tensors)
+        cache.columns = _columns(metadata["columns"])
+        _check_columns(cache, cache.state.host_length)
     except (ValueError, IndexError, RuntimeError, TypeError) as error:
         raise _damaged(where, f": {error}") from error
     got = cache.state.keys[0].dtype
     if got != dtype:
         raise ValueError(f"{where}: expected {dtype}, got {got}")
-    cache.columns = int(metadata["columns"])
-    if cache.columns < max(cache.state.host_length) or not all(
-        _fits(cache, getattr(cache, name), kind) for name, kind in _OF_COLUMNS.items()
-    ):
-        raise _damaged(where)
     return cache
 
 
@@ -118,13 +117,35 @@ def _damaged(where: str, why: str = "") -> ValueError:
     return ValueError(f"{where}: expected a saved prefill, got a damaged one{why}")
 
 
-def _fits(cache: LazyCache, tensor: Tensor | None, kind: torch.dtype) -> bool:
-    """Whether it says something of each sequence's columns, or is not there."""
-    if tensor is None:
-        return True
-    if tensor.dtype != kind or tensor.dim() != 2:
-        return False
-    return tensor.size(0) == cache.batch_size and tensor.size(1) <= cache.columns
+def _columns(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,18}", text):
+        raise wrong("columns", "a number below 10^18", text)
+    return int(text)
+
+
+def _check_columns(cache: LazyCache, lengths: list[int]) -> None:
+    """What is said of columns is of this batch, and each sequence has as many tokens as they show.
+
+    Raises:
+        ValueError: it is not so.
+    """
+    for name, kind in _OF_COLUMNS.items():
+        tensor: Tensor | None = getattr(cache, name)
+        if tensor is None:
+            continue
+        is_table = tensor.dtype == kind and tensor.dim() == 2 and tensor.size(0) == len(lengths)
+        if not is_table or tensor.size(1) > cache.columns:
+            raise ValueError(
+                f"{name}: expected {kind} of shape [{len(lengths)}, {cache.columns} or fewer], "
+                f"got {tensor.dtype} of shape {list(tensor.shape)}"
+            )
+    without = [0] * len(lengths) if cache.absent is None else cache.absent.sum(dim=1).tolist()
+    for sequence, (length, absent) in enumerate(zip(lengths, without, strict=True)):
+        if length + absent != cache.columns:
+            raise ValueError(
+                f"columns: expected {length + absent}, {length} tokens of sequence {sequence} and "
+                f"{absent} columns without, got {cache.columns}"
+            )
 
 
 def _rules(plan: Plan) -> dict[str, Any]:
@@ -138,22 +159,27 @@ def _rules(plan: Plan) -> dict[str, Any]:
 def _check_metadata(where: str, metadata: dict[str, str], plan: Plan, model: str) -> None:
     if metadata.get("format") != _FORMAT:
         raise ValueError(f"{where}: expected a saved prefill ({_FORMAT!r}), got another file")
-    if {"model", "schedule", "columns"} - metadata.keys() or not metadata["columns"].isdigit():
-        raise _damaged(where)
+    missing = {"model", "schedule", "columns"} - metadata.keys()
+    if missing:
+        raise _damaged(where, f": expected the fields of one, got no {', '.join(sorted(missing))}")
     if metadata["model"] != model:
         raise ValueError(
             f"{where}: expected a prefill of this model ({model}), got one of another model or of "
             f"other weights ({metadata['model']})"
         )
     try:
-        got = json.loads(metadata["schedule"])
+        got = decode(metadata["schedule"], "schedule")
         if not isinstance(got, dict):
-            raise ValueError("its schedule is no object")
+            raise wrong("schedule", "a JSON object", got)
     except ValueError as error:
         raise _damaged(where, f": {error}") from error
     expected = json.loads(json.dumps(_rules(plan)))
     if got != expected:
-        different = [name for name in expected if got.get(name) != expected[name]]
+        different = [
+            name
+            for name in {**expected, **got}
+            if (name in got, got.get(name)) != (name in expected, expected.get(name))
+        ]
         raise ValueError(
             f"{where}: expected a prefill under the schedule that is applied or given, got one "
             f"under a schedule with other {', '.join(different)}"
