@@ -99,6 +99,7 @@ $(VENV)/torch: $(BIN)/python $(VENV)/torch-wanted
 
 $(VENV)/installed: $(VENV)/torch $(VENV)/sources-listed $(SOURCES)
 	@echo "building and installing lazyllm-ext (minutes, the first time)"
+	@find build/lib* -name '*.py' -delete 2> /dev/null || true  # what has moved since is not installed
 	@$(PIP) '.[demo,test]'
 	@touch $@
 

@@ -41,7 +41,10 @@ class InputError(ValueError):
 
     def __init__(self, field: str, said: str, where: str = ""):
         super().__init__(": ".join(part for part in (where, field, said) if part))
-        self.field, self.said = field, said
+        self.field, self.said, self.where = field, said, where
+
+    def __reduce__(self) -> tuple[type[InputError], tuple[str, str, str]]:
+        return InputError, (self.field, self.said, self.where)
 
 
 def wrong(field: str, expected: str, got: Any, where: str = "") -> InputError:

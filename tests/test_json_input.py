@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from collections.abc import Callable
 from dataclasses import FrozenInstanceError, field, replace
 from typing import Annotated, Any
 
@@ -85,3 +88,12 @@ def test_decode(text: str | bytes, sentence: str) -> None:
     with pytest.raises(InputError) as raised:
         decode(text, "f:1")
     assert str(raised.value).startswith(sentence)
+
+
+@pytest.mark.parametrize("again", [copy.copy, lambda error: pickle.loads(pickle.dumps(error))])
+def test_a_fault_travels(again: Callable[[InputError], InputError]) -> None:
+    """From a worker process, say."""
+    fault = InputError("window", "expected 1, got 2", "f:1")
+    same = again(fault)
+    assert str(same) == str(fault) == "f:1: window: expected 1, got 2"
+    assert (same.field, same.said, same.where) == ("window", "expected 1, got 2", "f:1")

@@ -47,7 +47,6 @@ void check_candidates(const SelectTokensParams& p, int64_t b) {
 
 void check_values(const SelectTokensParams& p) {
   check_offset_values(kOp, "candidate_offsets", p.candidate_offsets, p.batch, p.num_candidates);
-  check_offset_values(kOp, "out_offsets", p.out_offsets, p.batch, p.out_size);
   for (int64_t b = 0; b < p.batch; ++b) {
     if (p.lengths[b] < 0 || p.lengths[b] > p.columns) {
       refuse(kOp, "lengths", "0 to " + std::to_string(p.columns), std::to_string(p.lengths[b]));

@@ -12,6 +12,7 @@ from .modules import (
     RMSNorm,
     is_plain,
     is_untouched,
+    or_identity,
     projection,
     rotate,
 )
@@ -88,10 +89,10 @@ class LazyLayer(nn.Module):
         self.input_norm = input_norm
         self.q_proj, self.k_proj = projection(q_proj), projection(k_proj)
         self.v_proj, self.o_proj = projection(v_proj), projection(o_proj)
-        self.q_norm, self.k_norm = q_norm or nn.Identity(), k_norm or nn.Identity()
-        self.attention_out_norm = attention_out_norm or nn.Identity()
+        self.q_norm, self.k_norm = or_identity(q_norm), or_identity(k_norm)
+        self.attention_out_norm = or_identity(attention_out_norm)
         self.mlp_norm, self.mlp = mlp_norm, mlp
-        self.mlp_out_norm = mlp_out_norm or nn.Identity()
+        self.mlp_out_norm = or_identity(mlp_out_norm)
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
         self.scale, self.window, self.softcap, self.rope = scale, window, softcap, rope
         self.interleaved, self.parallel = interleaved, parallel

@@ -11,7 +11,7 @@ from lazyllm_ext.state import LazyState, StoreSpec, enter_stage_, give_back_, ne
 
 from .boundary import cross_boundary_
 from .layer import LazyLayer
-from .modules import Projection
+from .modules import Projection, or_identity
 from .rows import Keys, Rows, Stage, Step, all_keys, begin_step, last_protected, pick, rows_of_tail
 from .rules import BoundaryRule, boundary_rules
 from .scoring import add_carried_, update_importance_
@@ -69,7 +69,7 @@ class LazyDecoder(nn.Module):
         self.embed, self.norm, self.lm_head = embed, norm, Projection(lm_head)
         self.layers, self.ropes = nn.ModuleList(layers), nn.ModuleList(ropes)
         self.learns_positions = position_embed is not None
-        self.position_embed = position_embed or nn.Identity()
+        self.position_embed = or_identity(position_embed)
         self.embed_scale, self.logit_scale = embed_scale, logit_scale
         self.logit_softcap, self.checked = logit_softcap, checked
         self.num_layers = len(layers)
@@ -185,10 +185,10 @@ class LazyDecoder(nn.Module):
                         state, self.spec, rule, step, stage, hidden
                     )
                     stage = self._stage(state, rows, slots, active, hidden)
+                    x = layer.input_norm(hidden)
                 else:
-                    stage, hidden = self._last_rows(state, step, stage, hidden)
+                    stage, hidden, x = self._last_rows(state, step, stage, hidden, x)
                 # 6. Only now the rest of the layer, for the rows that are left.
-                x = layer.input_norm(hidden)
                 hidden = layer.attend_and_finish(hidden, x, stage, seen, keys, values)
             if not torch.jit.is_scripting() and self.on_layer is not None:
                 self.on_layer(number, hidden.size(0))
@@ -246,13 +246,13 @@ class LazyDecoder(nn.Module):
         update_importance_(state, boundary, step, keys, scored, self.window)
 
     def _last_rows(
-        self, state: LazyState, step: Step, stage: Stage, hidden: Tensor
-    ) -> tuple[Stage, Tensor]:
-        """In the last layer only the rows go on whose logits are asked."""
+        self, state: LazyState, step: Step, stage: Stage, hidden: Tensor, x: Tensor
+    ) -> tuple[Stage, Tensor, Tensor]:
+        """In the last layer only the rows go on whose logits are asked; x are the normed ones."""
         where = rows_of_tail(step.last, stage.rows)
-        hidden = hidden.index_select(0, where)
+        hidden, x = hidden.index_select(0, where), x.index_select(0, where)
         rows = pick(stage.rows, where, step.last)
-        return self._stage(state, rows, stage.slots, stage.keys, hidden), hidden
+        return self._stage(state, rows, stage.slots, stage.keys, hidden), hidden, x
 
     def _stage(
         self, state: LazyState, rows: Rows, slots: Tensor, keys: Keys, hidden: Tensor

@@ -137,6 +137,11 @@ def projection(module: nn.Module) -> Projection:
     return module if isinstance(module, Projection) else Projection(module)
 
 
+def or_identity(module: nn.Module | None) -> nn.Module:
+    """The module, whatever its truth value is, or one that does nothing."""
+    return nn.Identity() if module is None else module
+
+
 def is_untouched(module: nn.Module) -> bool:
     """Whether calling the module runs the forward of its class and nothing else."""
     hooks = module._forward_hooks or module._forward_pre_hooks

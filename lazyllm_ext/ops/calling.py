@@ -33,7 +33,6 @@ TYPES: dict[str, tuple[type, ...]] = {
     "bool": (bool,),
     "str": (str,),
 }
-CONVERTED = ("int", "float", "bool")  # by PyTorch, to each other
 
 
 class Parameter(NamedTuple):
@@ -48,20 +47,15 @@ class Parameter(NamedTuple):
 def call(op: str, *arguments: Any) -> Any:
     """Run the operator on these arguments, all that its schema has, in its order.
 
-    Types are looked at when the operator has refused, so that other calls take no longer for it.
-    Numbers and flags are looked at before, since PyTorch would convert them.
-
     Raises:
         TypeError: an argument has another type or dtype.
         ValueError: the operator refuses an argument for another reason.
     """
-    named = dict(zip(PARAMETERS[op], arguments, strict=True))
-    for name, kind in NUMBERS[op]:
-        check_type(op, name, named[name], kind)
+    # First: PyTorch would convert numbers and flags, and a fake looks at no dtype.
+    check(op, dict(zip(PARAMETERS[op], arguments, strict=True)))
     try:
         return getattr(torch.ops.lazyllm, op)(*arguments)
     except RuntimeError as error:
-        check(op, named)
         sentence = str(error).partition("\n")[0]
         # decoder_layer_ passes on what the operators say that it is made of.
         if not re.match(r"lazyllm::\w+: ", sentence) or "inference only" in sentence:
@@ -94,19 +88,19 @@ def check_type(op: str, name: str, value: object, expected: str) -> None:
     is_bool = isinstance(value, bool)
     if not isinstance(value, TYPES[expected]) or (is_bool and expected != "bool"):
         words = "a tensor" if expected == "Tensor" else expected
-        raise _type_error(op, name, words, type(value).__name__) from None
+        raise _type_error(op, name, words, type(value).__name__)
 
 
 def _check_dtype(op: str, name: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
     if tensor.dtype not in dtypes:
         expected = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         got = str(tensor.dtype).removeprefix("torch.")
-        raise _type_error(op, name, expected, got) from None
+        raise _type_error(op, name, expected, got)
 
 
 def _check_list(op: str, name: str, tensors: Any, parameter: Parameter) -> None:
     if not isinstance(tensors, (list, tuple)):
-        raise _type_error(op, name, "a list", type(tensors).__name__) from None
+        raise _type_error(op, name, "a list", type(tensors).__name__)
     for place, tensor in enumerate(tensors):
         if tensor is not None or not parameter.may_be_none:
             check_type(op, f"{name}[{place}]", tensor, parameter.type)
@@ -135,7 +129,3 @@ def _parameters(op: str) -> dict[str, Parameter]:
 
 loading.load()
 PARAMETERS = {op: _parameters(op) for op in fake.FAKES}
-NUMBERS = {
-    op: [(name, each.type) for name, each in parameters.items() if each.type in CONVERTED]
-    for op, parameters in PARAMETERS.items()
-}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lazyllm_ext.decoder.modules import FEW_ROWS, GatedMLP, Projection, RMSNorm
+from lazyllm_ext.decoder.modules import FEW_ROWS, GatedMLP, Projection, RMSNorm, or_identity
 
 ROWS = (1, 3, FEW_ROWS, FEW_ROWS + 1)
 
@@ -148,3 +148,10 @@ def test_scripts() -> None:
     for rows in ROWS:
         x = torch.randn(rows, 16)
         assert torch.equal(scripted(x), projection(x))
+
+
+def test_a_module_of_length_0_is_a_module() -> None:
+    empty = nn.Sequential()
+    assert not empty
+    assert or_identity(empty) is empty
+    assert type(or_identity(None)) is nn.Identity

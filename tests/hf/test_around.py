@@ -203,3 +203,13 @@ def test_several_devices_are_refused(model: nn.Module) -> None:
     model.model.layers[2].to("meta")
     with pytest.raises(ValueError, match="on the meta device"):
         lazyllm_ext.apply(model, "dense")
+
+
+@pytest.mark.parametrize("layer", [0, -1])
+def test_a_hook_on_a_norm_runs_once_a_step(layer: int, ids: Tensor) -> None:
+    model, calls = tiny_model("llama"), []
+    with lazyllm_ext.apply(model, "dense"):
+        norm = model.model.layers[layer].input_layernorm
+        norm.register_forward_hook(lambda *_: calls.append(1))
+        model(ids, logits_to_keep=1)
+    assert calls == [1]

@@ -345,3 +345,12 @@ def test_a_sentence_is_one_line() -> None:
         comparison.operator("aux_gather")(*arguments.values())
     assert _first_line(error.value) == "lazyllm::aux_gather: index: expected int64, got int32"
     assert re.fullmatch(r"[^\n]*", str(error.value))
+
+
+def test_room_is_looked_at_before_it_is_taken() -> None:
+    index = torch.tensor([0, 8])
+    with pytest.raises(RuntimeError, match=r"^lazyllm::select_tokens: out_offsets: expected"):
+        torch.ops.lazyllm.select_tokens(
+            torch.rand(1, 8), index[1:], torch.arange(8), index, torch.tensor([3]),
+            torch.tensor([0, 3]), 2**40, 1, 0, 0, True,
+        )  # fmt: skip

@@ -147,3 +147,9 @@ def test_library_that_does_not_load(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(loading, "_PACKAGE", tmp_path)
     with pytest.raises(ImportError, match="do not load into PyTorch"):
         loading.load()
+
+
+def test_types_are_checked_where_nothing_is_computed() -> None:
+    source = torch.ones(4, 3, device="meta")
+    with pytest.raises(TypeError, match="aux_gather: index: expected int64, got float32"):
+        ops.aux_gather(source, torch.ones(2, device="meta"))

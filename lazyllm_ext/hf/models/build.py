@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lazyllm_ext.decoder import LazyDecoder, LazyLayer, Rotary
-from lazyllm_ext.decoder.modules import PartOfProjection
+from lazyllm_ext.decoder.modules import PartOfProjection, or_identity
 from lazyllm_ext.errors import refusal
 from lazyllm_ext.schedule import PruningSchedule
 
@@ -111,8 +111,8 @@ class _Builder:
         norms = [self._norm(layer, name) for name in family.norm_names(layer)]
         q_norm, k_norm = (self._norm(attention, name) for name in family.head_norms or ("", ""))
         return LazyLayer(
-            input_norm=norms[0] or nn.Identity(),
-            mlp_norm=norms[1] or norms[0] or nn.Identity(),
+            input_norm=or_identity(norms[0]),
+            mlp_norm=or_identity(norms[0] if norms[1] is None else norms[1]),
             attention_out_norm=norms[2],
             mlp_out_norm=norms[3],
             q_norm=q_norm,
