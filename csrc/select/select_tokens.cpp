@@ -32,8 +32,8 @@ std::tuple<Tensor, Tensor> select_tokens(const Tensor& importance, const Tensor&
   check.at_least("protect_first", protect_first, 0);
   check.at_least("protect_last", protect_last, 0);
   if (check.device() == kCpu) {  // looked at before memory is taken for so many
-    check_offset_values("select_tokens", "out_offsets", out_offsets.const_data_ptr<int64_t>(), batch,
-                        out_size);
+    check_offset_values("select_tokens", "out_offsets", out_offsets.const_data_ptr<int64_t>(),
+                        batch, out_size);
   }
   Tensor indices = torch::stable::new_empty(lengths, {out_size});
   Tensor selected = torch::stable::new_empty(lengths, {batch});
