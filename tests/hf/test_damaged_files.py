@@ -181,6 +181,8 @@ DAMAGES: list[tuple[str, Change | None, str]] = [
     ("absent", None, "columns: expected 5, 5 tokens of sequence 1 and 0 columns without, got 13"),
     ("absent", entry(2, 0, becomes=False),
      "columns: expected 12, 9 tokens of sequence 2 and 3 columns without, got 13"),
+    ("absent", entry(0, 0, becomes=True),
+     "columns: expected 14, 13 tokens of sequence 0 and 1 columns without, got 13"),
     *(
         (name, change, f"{name}: expected {kind} of shape [3, 13 or fewer], got {got}")
         for name, kind, other in (
@@ -206,6 +208,13 @@ def test_a_tensor(lazy: Any, path: Path, name: str, change: Change | None, said:
     if change is not None:
         tensors[name] = change(tensor).contiguous()
     save_file(tensors, path, metadata)
+    _assert_refused(lazy, path, said)
+
+
+def test_a_tensor_too_many(lazy: Any, path: Path) -> None:
+    tensors, metadata = _read(path)
+    save_file({**tensors, "keys.4": tensors["keys.3"].clone()}, path, metadata)
+    said = "expected the tensors of a saved state, got too few or too many: keys.4"
     _assert_refused(lazy, path, said)
 
 
