@@ -127,6 +127,18 @@ def test_given_back_as_tokens_revive() -> None:
     assert bookkeeping.aux_nbytes(pair.state) == 0
 
 
+def test_room_for_steps_is_beside_what_waits_now() -> None:
+    """What fixed shapes have revived, and nobody has counted yet, is given back first."""
+    run = Conversation(1, max_revive=1, fixed=True)
+    run.advance(600)
+    for _ in range(40):
+        run.advance(1)
+    bookkeeping.reserve_steps_(run.state, run.decoder.spec, 50, 1)
+    for boundary, store in enumerate(run.state.aux):
+        waiting, room = _named(run.state.aux_slot[boundary]), 50 * (1 + boundary)
+        assert waiting + room <= len(store) <= waiting + waiting // 16 + room
+
+
 def test_after_a_first_prefill() -> None:
     """The Aux Cache holds exactly the rows that wait, not one more."""
     model = shared_model("llama")
