@@ -114,15 +114,16 @@ def put_logit(key: Any, value: float) -> Callable[[Arguments], None]:
     return edit
 
 
-def rising_logits(arguments: Arguments, first: float = -20.0) -> None:
-    """Each key is more important than all before it, so the running maximum never rests."""
-    arguments["query"][..., 0] = 8.0
-    slots = arguments["key_slots"]
-    arguments["key_store"][slots, :, 0] = torch.linspace(first, -first, slots.numel()).to(
-        arguments["query"].dtype
-    )[:, None]
+def logits_from(first: float) -> Callable[[Arguments], None]:
+    """An edit: the keys' logits go from `first` to its opposite in equal steps, times scale · 8.
 
+    Where they rise, the running maximum never rests.
+    """
 
-def falling_logits(arguments: Arguments) -> None:
-    """Each key is less important than all before it."""
-    rising_logits(arguments, first=20.0)
+    def edit(arguments: Arguments) -> None:
+        arguments["query"][..., 0] = 8.0
+        slots = arguments["key_slots"]
+        logits = torch.linspace(first, -first, slots.numel())
+        arguments["key_store"][slots, :, 0] = logits.to(arguments["query"].dtype)[:, None]
+
+    return edit

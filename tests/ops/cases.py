@@ -15,11 +15,10 @@ from .case import (
     SIZES,
     Case,
     case,
-    falling_logits,
+    logits_from,
     put,
     put_key,
     put_logit,
-    rising_logits,
 )
 
 __all__ = ["CASES", "Case"]
@@ -66,7 +65,7 @@ case(op, "strided", rows=[3, 2], keys=[50, 61], heads=(6, 2), dim=64, layout="st
 case(op, "misaligned", rows=[3, 2], keys=[50, 61], heads=(6, 2), dim=64, layout="misaligned")
 case(op, "equal_keys", rows=[2], keys=[77], heads=(2, 1), dim=64,
      edit=put("key_store", slice(None), 0.5))
-case(op, "rising_logits", rows=[2], keys=[1134], heads=(2, 1), dim=64, edit=rising_logits)
+case(op, "rising_logits", rows=[2], keys=[1134], heads=(2, 1), dim=64, edit=logits_from(-20.0))
 case(op, "peaked", rows=[8], keys=[300], heads=(4, 2), dim=64, scale=4.0)
 case(op, "nan_key", rows=[8], keys=[151], heads=(4, 2), dim=64, edit=put_key(20, NAN), smoke=True)
 case(op, "nan_key_one_head", rows=[1], keys=[151], heads=(4, 2), dim=64,
@@ -258,19 +257,20 @@ case(op, "softcap", rows=[9], keys=[151], heads=(4, 2), dim=64, softcap=5.0, sca
 case(op, "softcap_few_rows", rows=[3], keys=[151], heads=(4, 2), dim=64, softcap=5.0, scale=1.0)
 case(op, "strided", rows=[3, 20], keys=[50, 61], heads=(6, 2), dim=64, layout="strided", smoke=True)
 case(op, "misaligned", rows=[3, 20], keys=[50, 61], heads=(6, 2), dim=64, layout="misaligned")
-case(op, "strided_keys", rows=[3, 20], keys=[50, 61], heads=(4, 2), dim=64, layout="strided",
+case(op, "strided_keys", rows=[3, 20], keys=[50, 61], heads=(6, 3), dim=64, layout="strided",
      value_layout="plain", smoke=True)
-case(op, "strided_values", rows=[3, 20], keys=[50, 61], heads=(4, 2), dim=64,
+case(op, "strided_values", rows=[3, 20], keys=[50, 61], heads=(6, 3), dim=64,
      value_layout="strided", smoke=True)
 case(op, "equal_keys", rows=[2], keys=[77], heads=(2, 1), dim=64,
      edit=put("key_store", slice(None), 0.5))
-# Cut into ranges of keys: the last of them, or the first, outweighs all others.
+# Cut into ranges of keys, the last or the first of which outweighs all others by more than 2^127.
 for rows in (2, 40):
-    case(op, f"rising_logits_rows{rows}", rows=[rows], keys=[5003], heads=(2, 1), dim=64,
-         edit=rising_logits, smoke=True)
-    case(op, f"falling_logits_rows{rows}", rows=[rows], keys=[5003], heads=(2, 1), dim=64,
-         edit=falling_logits)
-case(op, "rising_logits", rows=[2, 40], keys=[500, 1134], heads=(2, 1), dim=64, edit=rising_logits)
+    case(op, f"far_rising_logits_rows{rows}", rows=[rows], keys=[5003], heads=(2, 1), dim=64,
+         edit=logits_from(-100.0), smoke=True)
+    case(op, f"far_falling_logits_rows{rows}", rows=[rows], keys=[5003], heads=(2, 1), dim=64,
+         edit=logits_from(100.0), smoke=True)
+case(op, "rising_logits", rows=[2, 40], keys=[500, 1134], heads=(2, 1), dim=64,
+     edit=logits_from(-20.0))
 case(op, "peaked", rows=[20], keys=[300], heads=(4, 2), dim=64, scale=4.0)
 case(op, "nan_key", rows=[40], keys=[151], heads=(4, 2), dim=64, places="spread",
      edit=put_key(100, NAN), smoke=True)
@@ -278,9 +278,9 @@ case(op, "nan_value", rows=[40], keys=[151], heads=(4, 2), dim=64, places="sprea
      edit=put_key(100, NAN, "value_store", dim=3), smoke=True)
 case(op, "nan_behind_window", rows=[20], keys=[151], heads=(4, 2), dim=64, window=16,
      edit=put_key(100, NAN, "value_store"))
-# Every token has a key. With a window of 16 row 149 is the last that sees key 134; 40 rows see from
-# key 96 on, so that none sees key 95, in a block that they read; the first 16 of them see key 111.
-for rows, leaves, below in ((2, 134, 133), (40, 111, 95)):
+# Every token has a key. With a window of 16 some of the rows see the first of these keys, whether
+# they are the rows of one panel or not; none sees the second, which is in a block that is read.
+for rows, leaves, below in ((2, 134, 133), (41, 107, 94)):
     for what in ("key", "value"):
         case(op, f"nan_{what}_leaves_window_rows{rows}", rows=[rows], keys=[151], heads=(4, 2),
              dim=64, gaps=1, window=16, edit=put_key(leaves, NAN, f"{what}_store"), smoke=True)
