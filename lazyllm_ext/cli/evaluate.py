@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from lazyllm_ext.files import write_text
+
 from . import options
 from .errors import CommandError, as_input_error, say_skipped
 from .loading import find_folder, load, pick_device
@@ -257,7 +259,7 @@ def _report(
             name = re.sub(r"[^\w.-]+", "_", item.id)
             written.append(output / f"page-{name}.html")
             text = write_page(run.subject, item, run.contenders)
-            written[-1].write_text(text, encoding="utf-8")
+            write_text(written[-1], text)
     print("Written: " + ", ".join(str(path) for path in (run.records.path, *written)))
 
 

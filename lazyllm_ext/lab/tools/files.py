@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lazyllm_ext.files import write_text
+
 
 @contextmanager
 def os_error_as(sentence: str) -> Iterator[None]:
@@ -20,11 +22,11 @@ def os_error_as(sentence: str) -> Iterator[None]:
 
 def write_json(path: Path, data: Any) -> None:
     """Write a report's data."""
-    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_pair(stem: Path, content: dict[str, Any], lines: Iterable[str]) -> None:
     """Write a measurement: its content as `stem`.json, and lines of Markdown as `stem`.md."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     for suffix, text in (("json", json.dumps(content, indent=1)), ("md", "\n".join(lines))):
-        stem.with_name(f"{stem.name}.{suffix}").write_text(text + "\n", encoding="utf-8")
+        write_text(stem.with_name(f"{stem.name}.{suffix}"), text + "\n")
