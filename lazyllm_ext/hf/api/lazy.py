@@ -262,7 +262,8 @@ class Lazy:
         decoder = self._plans.decoders[cache.plan]
         longest = getattr(self._config, "max_position_embeddings", None)
         # Not in inference mode: a state made there could not be changed by a later call outside.
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), cache.owned():
+            cache.check_usable()
             return run(decoder, longest, cache, arguments, logits_to_keep)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
@@ -304,13 +305,14 @@ class Lazy:
     def _generate(
         self, call: Call, cache: LazyCache, progress: Callable[[Progress], object] | None
     ) -> Any:
-        cache.begin_generation(call.arguments.get("position_ids") is not None, progress)
-        try:
-            result = self._replaced.before["generate"](**call.arguments, **{CACHE_NAME: cache})
-        finally:
-            cache.end_generation()
-        refused = cache.refused
-        self._report = cache.report() if refused is None else refused_report(refused)
+        with cache.owned():
+            cache.begin_generation(call.arguments.get("position_ids") is not None, progress)
+            try:
+                result = self._replaced.before["generate"](**call.arguments, **{CACHE_NAME: cache})
+            finally:
+                cache.end_generation()
+            refused = cache.refused
+            self._report = cache.report() if refused is None else refused_report(refused)
         return result
 
     # transformers' generate calls these of the model's methods: before it does anything, …

@@ -55,28 +55,29 @@ def save(cache: LazyCache, model: str, path: str | os.PathLike[str]) -> None:
     """Write a cache to a safetensors file.
 
     Raises:
-        ValueError: the cache is empty or not complete.
+        ValueError: the cache is empty or not complete, or another thread is using it.
         OSError: the file cannot be written.
     """
-    cache.check_usable()
-    if cache.state is None:
-        raise ValueError("cache: expected a cache that has been used, got an empty one")
-    tensors = to_tensors(cache.state, cache.plan.spec)
-    for name in _OF_COLUMNS:
-        tensor: Tensor | None = getattr(cache, name)
-        if tensor is not None:
-            tensors[name] = tensor.contiguous()
-    metadata = {
-        "format": _FORMAT,
-        "model": model,
-        "schedule": json.dumps(_rules(cache.plan)),
-        "columns": str(cache.columns),
-    }
-    try:
-        write_tensors(path, tensors, metadata)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise OSError(f"path: cannot write {os.fspath(path)}: {reason}") from error
+    with cache.owned():  # until all is written: what is written is its memory
+        cache.check_usable()
+        if cache.state is None:
+            raise ValueError("cache: expected a cache that has been used, got an empty one")
+        tensors = to_tensors(cache.state, cache.plan.spec)
+        for name in _OF_COLUMNS:
+            tensor: Tensor | None = getattr(cache, name)
+            if tensor is not None:
+                tensors[name] = tensor.contiguous()
+        metadata = {
+            "format": _FORMAT,
+            "model": model,
+            "schedule": json.dumps(_rules(cache.plan)),
+            "columns": str(cache.columns),
+        }
+        try:
+            write_tensors(path, tensors, metadata)
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise OSError(f"path: cannot write {os.fspath(path)}: {reason}") from error
 
 
 def load(
