@@ -15,7 +15,7 @@ from rich.table import Table
 
 from . import options
 from .errors import CommandError, as_input_error, say_skipped
-from .loading import find_folder, load, pick_device
+from .loading import find_folder, load, pick_device, settle
 
 if TYPE_CHECKING:
     from lazyllm_ext.lab import evaluation as lab
@@ -109,6 +109,7 @@ def evaluate(
         device = processes.device(pick_device(device))
         folder = find_folder(model, quiet=not leads)
         tokenizer, loaded = load(folder, dtype, device)
+        settle(loaded, greedy=True, quiet=not leads)
         setting = _setting(loaded, chat, answer_prefix)
         with as_input_error(ValueError, TypeError):
             subject = lab.Subject(loaded, tokenizer, chat=chat, answer_prefix=answer_prefix)

@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from . import options
 from .errors import CommandError, as_input_error, say_skipped
-from .loading import find_folder, load, pick_device
+from .loading import find_folder, load, pick_device, settle
 
 if TYPE_CHECKING:
     from lazyllm_ext.lab.evaluation import Item, Subject
@@ -96,6 +96,7 @@ def tune(
     device = pick_device(device)
     folder = find_folder(model, quiet=False)
     tokenizer, loaded = load(folder, dtype, device)
+    settle(loaded, greedy=True)
     with as_input_error(ValueError, TypeError):
         subject = Subject(loaded, tokenizer, chat=chat)
         _check(aims, subject, new_tokens)

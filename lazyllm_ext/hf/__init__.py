@@ -5,7 +5,7 @@
 
 from .api import Lazy, ModelDefaults, apply, settle_defaults
 from .cache import LazyCache, Progress, Report, SequenceReport
-from .models import SUPPORTED, build_decoder
+from .models import SUPPORTED, as_chat, build_decoder, check_tokens, load_model, load_tokenizer
 
 __all__ = [
     "SUPPORTED",
@@ -16,6 +16,10 @@ __all__ = [
     "Report",
     "SequenceReport",
     "apply",
+    "as_chat",
     "build_decoder",
+    "check_tokens",
+    "load_model",
+    "load_tokenizer",
     "settle_defaults",
 ]

@@ -121,12 +121,12 @@ def test_chat_template(run: Run, chat_folder: Path, prompts: Path, tmp_path: Pat
     ("options", "message"),
     [
         (["--bound", "-1"], "Invalid value for '--bound': "),
-        (["--bound", "inf"], "bound: expected a KL of at least 0 nats, got inf"),
+        (["--bound", "inf"], "--bound: expected a KL of at least 0 nats, got inf"),
         (["--agreement", "2"], "Invalid value for '--agreement': "),
         (["--limit", "1"], "Invalid value for '--limit': "),
         (["--boundaries", "4"], "Invalid value for '--boundaries': "),
         (["--dtype", "int8"], "Invalid value for '--dtype': "),
-        (["--prompts", "nowhere.jsonl"], "prompts: no such file or folder: 'nowhere.jsonl'"),
+        (["--prompts", "nowhere.jsonl"], "--prompts: no such file or folder: 'nowhere.jsonl'"),
         (["--output", "no/where.json"], "--output: no such folder: no"),
         (["--output", "/dev/null"], "--output: cannot make the folder /dev/null: there is a file"),
     ],
@@ -147,7 +147,7 @@ def test_prompts_without_a_good_line(run: Run, folder: Path, tmp_path: Path):
     ran = run("tune", folder, "--prompts", file)
     assert ran.status == 2
     assert ran.stderr == (
-        "lazyllm-ext: prompts: expected at least one item, got none; the first fault: "
+        "lazyllm-ext: --prompts: expected at least one item, got none; the first fault: "
         f"{file}:1: prompt: expected a text, got nothing\n"
     )
 
@@ -157,4 +157,4 @@ def test_one_prompt_is_not_enough(run: Run, folder: Path, tmp_path: Path):
     file.write_text('{"prompt": "a"}\n')
     ran = run("tune", folder, "--prompts", file)
     assert ran.status == 2
-    assert ran.stderr.startswith("lazyllm-ext: prompts: expected at least 2, one to tune on")
+    assert ran.stderr.startswith("lazyllm-ext: --prompts: expected at least 2, one to tune on")
