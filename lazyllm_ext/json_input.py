@@ -176,14 +176,10 @@ def read_json(path: str | os.PathLike[str], where: str) -> Any:
     """The value of a JSON file.
 
     Raises:
-        InputError: it cannot be read, or holds something else.
+        OSError: it cannot be read.
+        InputError: it holds something else.
     """
-    try:
-        data = Path(path).read_bytes()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError("", f"cannot be read: {reason}", where) from error
-    return decode(data, where)
+    return decode(Path(path).read_bytes(), where)
 
 
 def decode(text: str | bytes, where: str) -> Any:
