@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,29 @@ def os_error_as(sentence: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise ValueError(f"{sentence}: {error.strerror}") from error
+
+
+def check_writable(name: str, path: Path) -> None:
+    """Refuse a file that could not be written, before the work whose result it shall hold.
+
+    Args:
+        name: of what is asked for, for messages.
+
+    Raises:
+        ValueError: its folder is not there, it is no file, or the system does not allow it.
+    """
+    if not path.parent.is_dir():
+        raise ValueError(f"{name}: no such folder: {path.parent}")
+    if path.exists() and not path.is_file():
+        kind = "a folder" if path.is_dir() else "a device"
+        raise ValueError(f"{name}: expected a file, got {kind}: {path}")
+    with os_error_as(f"{name}: cannot write {path}"):
+        if path.exists():
+            with path.open("ab"):
+                pass
+        else:
+            with tempfile.TemporaryFile(dir=path.parent) as file:
+                file.write(b" ")  # a full disk has room for names
 
 
 def write_json(path: Path, data: Any) -> None:
