@@ -3,7 +3,7 @@
 `api` is what a user calls, `cache` what a call does, `models` the description of models.
 """
 
-from .api import Lazy, apply
+from .api import Lazy, ModelDefaults, apply, settle_defaults
 from .cache import LazyCache, Progress, Report, SequenceReport
 from .models import SUPPORTED, build_decoder
 
@@ -11,9 +11,11 @@ __all__ = [
     "SUPPORTED",
     "Lazy",
     "LazyCache",
+    "ModelDefaults",
     "Progress",
     "Report",
     "SequenceReport",
     "apply",
     "build_decoder",
+    "settle_defaults",
 ]
