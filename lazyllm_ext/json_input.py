@@ -18,6 +18,7 @@ import inspect
 import json
 import os
 import reprlib
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import field, fields
 from functools import wraps
@@ -193,8 +194,8 @@ def decode(text: str | bytes, where: str) -> Any:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         data = dict(pairs)
         if len(data) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
+            names = Counter(name for name, _ in pairs)
+            twice = next(name for name, count in names.items() if count > 1)
             raise InputError("", f"expected each field once, got {shown(twice)} twice", where)
         return data
 
