@@ -146,7 +146,7 @@ def test_a_question_for_another_number_of_documents(lazy: Any, ids: Tensor) -> N
     one = torch.cat([ids[1:2] + 1, ids[1:2, :3]], dim=1)
     for asked, message in (
         (one, f"expected 3 sequences as in {CACHE_NAME}, got 1"),
-        (one[:0], r"expected at least one token, got shape \[0, 3\]"),
+        (one[:0], r"expected at least one token, got shape \[0, 16\]"),
     ):
         with pytest.raises(ValueError, match=message):
             lazy.model.generate(asked, past_key_values=document, max_new_tokens=2)
