@@ -49,6 +49,53 @@ class TestAdapters:
         with adapted.disable_adapter():
             assert_same_generation(generate(base, input_ids=ids), expected["none"])
 
+    def test_an_adapter_for_each_sequence(self, adapted: Any, ids: Tensor) -> None:
+        """Whatever PEFT would say of a decoding step's rows: refused before any work."""
+        calls: tuple[Any, ...] = (
+            lambda: adapted.generate(input_ids=ids, adapter_names=names, max_new_tokens=4),
+            lambda: adapted(input_ids=ids, adapter_names=names).logits,
+            lambda: adapted(input_ids=ids[:, :1], adapter_names=names).logits,
+        )
+        names = ["default", "other", "__base__"]
+        with torch.no_grad():
+            expected = [call() for call in calls]
+        base = adapted.get_base_model()
+        with lazyllm_ext.apply(base, "dense"):
+            for call in calls:
+                with pytest.raises(lazyllm_ext.NotSupportedError, match="adapter_names: not supp"):
+                    call()
+        lazyllm_ext.apply(base, "dense", on_error="dense")
+        with pytest.warns(UserWarning, match="adapter_names"):
+            got = [call() for call in calls]
+        for ours, own in zip(got, expected, strict=True):
+            assert torch.equal(ours, own)
+
+    @pytest.mark.parametrize("kind", ["PrefixTuningConfig", "PromptTuningConfig"])
+    def test_virtual_tokens(self, kind: str, ids: Tensor) -> None:
+        """Those that are embeddings are tokens like others; those that are keys are refused."""
+        peft = pytest.importorskip("peft", reason="an optional companion: pip install peft")
+        config = getattr(peft, kind)(task_type="CAUSAL_LM", num_virtual_tokens=4)
+        tuned = peft.get_peft_model(tiny_model("llama"), config).eval()
+        calls: tuple[Any, ...] = (
+            lambda: tuned(input_ids=ids).logits,
+            lambda: tuned.generate(input_ids=ids, max_new_tokens=4),
+        )
+        with torch.no_grad():
+            expected = [call() for call in calls]
+        base = tuned.get_base_model()
+        if kind == "PromptTuningConfig":
+            lazyllm_ext.apply(base, "dense")
+        else:
+            with lazyllm_ext.apply(base, "dense"):
+                for call in calls:
+                    with pytest.raises(lazyllm_ext.NotSupportedError):
+                        call()
+            lazyllm_ext.apply(base, "dense", on_error="dense")
+        for call, own in zip(calls, expected, strict=True):
+            with torch.no_grad():
+                got = call()
+            torch.testing.assert_close(got, own, atol=1e-4, rtol=0)
+
     def test_a_prefill_is_of_the_adapters_that_were_on(
         self, adapted: Any, ids: Tensor, tmp_path: Path
     ) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import Cache
+from transformers import Cache, DynamicCache
 
 import lazyllm_ext
 from lazyllm_ext import LazyCache
@@ -134,6 +134,29 @@ def test_not_for_a_plain_model(lazy: Any, ids: Tensor) -> None:
         lazy.model(ids[:, :1], past_key_values=cache)
 
 
+def test_its_layers_are_not_read(lazy: Any, ids: Tensor) -> None:
+    """As code does that knows transformers' own caches: one sentence says why not."""
+    cache = lazy.prefill(ids)
+    for use in (
+        lambda: cache.layers[0].keys,
+        lambda: len(cache.layers),
+        lambda: list(cache.layers),
+        lambda: cache[0],
+        lambda: list(cache),
+        lambda: DynamicCache(cache),
+        lambda: cache.has_previous_state(0),
+    ):
+        with pytest.raises(
+            lazyllm_ext.NotSupportedError, match="LazyCache cannot be read by layers"
+        ):
+            use()
+    for name in ("to_legacy_cache", "key_cache", "value_cache"):
+        assert not hasattr(cache, name)
+        with pytest.raises(AttributeError, match="LazyCache cannot be read by layers"):
+            getattr(cache, name)
+    assert len(cache) == lazy.model.config.num_hidden_layers
+
+
 def test_report_of_an_unused_cache(lazy: Any) -> None:
     cache = lazy.new_cache()
     with pytest.raises(ValueError, match="got an empty one"):
@@ -148,7 +171,7 @@ def test_a_question_for_another_number_of_documents(lazy: Any, ids: Tensor) -> N
     one = torch.cat([ids[1:2] + 1, ids[1:2, :3]], dim=1)
     for asked, message in (
         (one, f"expected 3 sequences as in {CACHE_NAME}, got 1"),
-        (one[:0], r"expected at least one token, got shape \[0, 3\]"),
+        (one[:0], r"expected at least one token, got shape \[0, 16\]"),
     ):
         with pytest.raises(ValueError, match=message):
             lazy.model.generate(asked, past_key_values=document, max_new_tokens=2)

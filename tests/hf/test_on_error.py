@@ -277,8 +277,7 @@ class TestForward:
     def test_wrong_arguments_are_raised(self, lazy: Any, ids: Tensor) -> None:
         for arguments, message in (
             ({"inputs_embeds": torch.zeros(3, 13, 48), "logits_to_keep": 1}, "got both"),
-            ({"logits_to_keep": -1}, "got -1"),
-            ({"attention_mask": torch.ones(3, 5), "logits_to_keep": 1}, r"shape \[3, 13\]"),
+            ({"attention_mask": torch.ones(2, 13), "logits_to_keep": 1}, r"shape \[3, 13\]"),
         ):
             with pytest.raises(ValueError, match=message) as caught:
                 lazy.model(ids, **arguments)

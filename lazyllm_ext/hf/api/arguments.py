@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from inspect import Signature
 from typing import Any
@@ -12,6 +13,8 @@ from transformers.generation.configuration_utils import GenerationConfig, Genera
 
 from lazyllm_ext.errors import NotSupportedError, refusal
 from lazyllm_ext.hf.cache.cache import LazyCache
+from lazyllm_ext.hf.cache.inputs import check_ids, check_number_of_logits
+from lazyllm_ext.hf.cache.padding import check_mask
 from lazyllm_ext.hf.models.versions import CACHE_NAME, OPTIONS_OF_SOME
 
 _MODES = (
@@ -42,10 +45,16 @@ _SERVED = (
 
 # Arguments of forward that may be given as long as they ask for nothing.
 _NEVER = {
-    "labels": "LazyLLM drops tokens, so there is no loss",
     "output_attentions": "LazyLLM never makes attention maps",
     "output_hidden_states": "layers compute different tokens",
+    "output_router_logits": "layers compute different tokens",
 }
+
+# What generate consumes itself, and hands on all the same; no model looks at it.
+_HANDED_ON = ("tokenizer", "assistant_tokenizer")
+
+# What PEFT's hooks bring to a projection: a value for each row, which must be a sequence.
+_PER_ROW = ("adapter_names", "alora_offsets")
 
 
 def by_name(signature: Signature, args: Iterable[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,9 +77,11 @@ class Call:
     def __init__(self, arguments: Mapping[str, Any]):
         self.arguments = dict(arguments)  # by name; the cache is left out, by either of its names
         cache, past = (self.arguments.pop(name, None) for name in ("cache", "past_key_values"))
-        if cache is not None and past is not None:
-            raise ValueError("cache: expected one of cache and past_key_values, got both")
         self.cache: Any = past if cache is None else cache
+        # Both are given in a step of generate by PEFT's prefix tuning.
+        self.two_caches = cache is not None and past is not None
+        if self.two_caches:
+            self.arguments["past_key_values"] = past
         self.schedule: Any = self.arguments.pop("lazy_schedule", None)
 
     def for_transformers(self) -> dict[str, Any]:
@@ -80,19 +91,28 @@ class Call:
         return {**self.arguments, CACHE_NAME: self.cache}
 
 
-def check_forward_arguments(arguments: Mapping[str, Any]) -> None:
+def check_forward_arguments(arguments: Mapping[str, Any], signature: Signature) -> None:
     """Raises NotSupportedError for an argument of forward that LazyLLM cannot serve.
 
     The inputs themselves are checked against the cache: `cache.inputs.pack_inputs`.
+
+    Args:
+        signature: of the model's own forward.
     """
     for name, reason in _NEVER.items():
         if _asks(arguments.get(name)):
             raise NotSupportedError(f"{name}: not supported: {reason}")
+    if arguments.get("labels") is not None:
+        raise NotSupportedError("labels: not supported: LazyLLM drops tokens, so there is no loss")
     types = arguments.get("token_type_ids")
-    if types is not None and bool((types != 0).any()):
+    if types is not None and "token_type_ids" in signature.parameters:
+        raise refusal("token_type_ids", "none, since this model adds an embedding of each", "some")
+    if types is not None and not (isinstance(types, Tensor) and not types.any()):
         raise refusal("token_type_ids", "text only (zeros)", "other types")
+    if arguments.get("is_causal", True) is not True:
+        raise refusal("is_causal", "True", arguments["is_causal"])
     embeds = arguments.get("inputs_embeds")
-    if embeds is not None and embeds.requires_grad and torch.is_grad_enabled():
+    if isinstance(embeds, Tensor) and embeds.requires_grad and torch.is_grad_enabled():
         raise refusal(
             "inputs_embeds",
             "no gradient to be asked for",
@@ -105,10 +125,57 @@ def check_forward_names(arguments: Mapping[str, Any]) -> None:
 
     Not for a model that sees images: it takes others itself.
     """
+    known = (*_SERVED, *_NEVER, *_HANDED_ON, "is_causal", "token_type_ids")
     for name, value in arguments.items():
-        known = name in _SERVED or name in _NEVER or name == "token_type_ids"
-        if not known and _asks(value):
+        if value is not None and name not in known:
             raise NotSupportedError(f"{name}: not supported; expected {', '.join(_SERVED)}")
+
+
+def check_packing(call: Call, config: Any) -> None:
+    """Raises NotSupportedError for positions that tell transformers of several sequences in a row.
+
+    It looks at them where there is neither a cache nor a mask.
+
+    Args:
+        config: the language model's.
+    """
+    positions = call.arguments.get("position_ids")
+    if not isinstance(positions, Tensor) or call.cache is not None:
+        return
+    has_mask = call.arguments.get("attention_mask") is not None
+    if has_mask or call.arguments.get("use_cache", config.use_cache):
+        return
+    if bool((positions.diff(dim=-1) != 1).any()):
+        raise refusal(
+            "position_ids",
+            "each one more than the one before it, since without a cache transformers takes others "
+            "for sequences packed in one row",
+            "others",
+        )
+
+
+def check_adapters(model: Any) -> None:
+    """Raises NotSupportedError for what PEFT does in a call beside the adapters' own modules.
+
+    An adapter for each sequence of the batch: a row of what the decoder projects is a token. Keys
+    and values in front of the prompt's. A walk over the model, made where a cache begins.
+    """
+    if "peft" not in sys.modules:
+        return
+    of_peft = getattr(model.__dict__.get("prepare_inputs_for_generation"), "__self__", None)
+    kind = getattr(getattr(of_peft, "active_peft_config", None), "peft_type", None)
+    if kind in ("PREFIX_TUNING", "CARTRIDGE"):
+        raise NotSupportedError(
+            f"model: PEFT's {kind.value} is not supported: its keys and values belong to no token"
+        )
+    for module in model.modules():
+        for hook in module._forward_pre_hooks.values():
+            brought = getattr(hook, "keywords", {})  # of a functools.partial
+            for name in _PER_ROW:
+                if name in brought:
+                    raise NotSupportedError(
+                        f"{name}: not supported; call once for each adapter, after set_adapter"
+                    )
 
 
 def _asks(value: Any) -> bool:
@@ -128,12 +195,20 @@ def check_generate_arguments(
 
     Raises:
         NotSupportedError: an argument that leads away from generate's own sampling loop, drafts
-            or too few columns for the cache.
-        ValueError: a mask or tokens that contradict it.
+            or too few columns for the cache, a mask of something else than tokens.
+        ValueError: no tokens, or a mask or tokens that contradict the cache.
     """
+    if "return_dict" in arguments:
+        raise ValueError(
+            "return_dict: expected no such argument of generate, but return_dict_in_generate, got "
+            f"{arguments['return_dict']}"
+        )
     for name in ("custom_generate", "negative_prompt_ids"):
         if arguments.get(name) is not None:
             raise NotSupportedError(f"{name}: not supported; {_SUPPORTED_MODES}")
+    if arguments.get("logits_to_keep") is not None:
+        check_number_of_logits(arguments["logits_to_keep"])
+    _check_generate_inputs(arguments, cache.columns)
     assistant = arguments.get("assistant_model")
     if "generate" in getattr(assistant, "__dict__", {}):
         raise refusal(
@@ -146,6 +221,37 @@ def check_generate_arguments(
     if cache.columns:
         _check_turn(arguments, config, cache)
         _refuse_drafts(arguments, config, cache.columns)
+
+
+def _check_generate_inputs(arguments: Mapping[str, Any], before: int) -> None:
+    """Tokens and mask, whatever else is asked; `before` columns are in the cache."""
+    embeds, mask = arguments.get("inputs_embeds"), arguments.get("attention_mask")
+    name, given = "inputs_embeds", embeds
+    for of_ids in ("inputs", "input_ids"):
+        ids = arguments.get(of_ids)
+        if ids is None:
+            continue
+        check_ids(of_ids, ids)
+        if embeds is None:
+            name, given = of_ids, ids
+            if ids.numel() == 0:
+                raise ValueError(
+                    f"{of_ids}: expected at least one token, got shape {list(ids.shape)}"
+                )
+    if mask is None:
+        return
+    check_mask(mask)
+    if not isinstance(given, Tensor) or given.dim() < 2:
+        return
+    rows, columns = given.shape[:2]
+    if mask.size(0) not in (1, rows):  # one stands for all if it holds ones only
+        raise ValueError(
+            f"attention_mask: expected {rows} rows, as {name} has, got shape {list(mask.shape)}"
+        )
+    if before == 0 and mask.size(1) != columns:
+        raise refusal(
+            "attention_mask", f"{columns} columns, as {name} has", f"shape {list(mask.shape)}"
+        )
 
 
 def check_generation(mode: GenerationMode, config: GenerationConfig) -> None:

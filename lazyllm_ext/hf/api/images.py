@@ -14,7 +14,7 @@ from lazyllm_ext.hf.models.forwards import OwnForward
 from lazyllm_ext.hf.models.parts import language_of
 from lazyllm_ext.hf.models.versions import CACHE_NAME
 
-from .arguments import Call, by_name, check_forward_arguments, check_forward_names, without_nones
+from .arguments import check_forward_arguments, check_forward_names
 from .fallback import Fallback
 from .lazy import Lazy
 from .replaced import Replaced
@@ -30,9 +30,6 @@ class LazyWithImages(Lazy):
     """
 
     def __init__(self, model: Any, schedule: Any, fallback: Fallback, **options: Any):
-        own: Any = OwnForward(self._whole, model.forward)
-        self._signature = own.__signature__
-        self.forward = own  # type: ignore[method-assign]
         super().__init__(model, schedule, fallback, **options)
         language: Any = language_of(model).base
         within = OwnForward(self._language_call, language.forward)
@@ -43,12 +40,8 @@ class LazyWithImages(Lazy):
         super().remove()
         self._within.undo()
 
-    def _whole(self, *args: Any, **kwargs: Any) -> Any:
-        """One call of the whole model; arguments as it takes them, and `lazy_schedule`."""
-        return self._call(Call(without_nones(by_name(self._signature, args, kwargs))))
-
     def _run(self, arguments: Mapping[str, Any], cache: LazyCache) -> Any:
-        check_forward_arguments(arguments)
+        check_forward_arguments(arguments, self._signature)
         before = _asked.set((cache, arguments.get("logits_to_keep", 0)))
         try:
             return self._replaced.before("forward")(**arguments, **{CACHE_NAME: cache})

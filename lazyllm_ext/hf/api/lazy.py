@@ -18,7 +18,7 @@ from lazyllm_ext.hf.cache.progress import Progress
 from lazyllm_ext.hf.cache.report import Report, refused_report
 from lazyllm_ext.hf.cache.saved import load, model_fingerprint, save
 from lazyllm_ext.hf.models.checks import check_outputs, check_placement
-from lazyllm_ext.hf.models.forwards import output_of
+from lazyllm_ext.hf.models.forwards import OwnForward, output_of
 from lazyllm_ext.hf.models.parts import language_of
 from lazyllm_ext.hf.models.ranks import refuse_ranks
 from lazyllm_ext.hf.models.versions import CACHE_NAME
@@ -26,10 +26,12 @@ from lazyllm_ext.hf.models.versions import CACHE_NAME
 from .arguments import (
     Call,
     by_name,
+    check_adapters,
     check_forward_arguments,
     check_forward_names,
     check_generate_arguments,
     check_generation,
+    check_packing,
     without_nones,
 )
 from .fallback import Fallback, as_transformers, is_dense
@@ -40,6 +42,7 @@ from .replaced import Replaced
 _REPLACED = (
     "forward",
     "generate",
+    "init_continuous_batching",
     "_validate_model_kwargs",
     "_validate_generation_mode",
     "_update_model_kwargs_for_generation",
@@ -70,6 +73,9 @@ class Lazy:
         check_placement(model)  # first: accelerate replaces forwards to move what is spread out
         _check_own(model)
         self.model = model
+        # What stands in for the model's forward looks like it: families order arguments otherwise.
+        self.forward = own = OwnForward(self._forward, model.forward)
+        self._signature = own.__signature__
         self._plans = Plans(model, schedule, checked, min_tokens)
         self.schedule = self._plans.applied.schedule
         self._output = output_of(type(model if language.whole else language.base))
@@ -123,6 +129,9 @@ class Lazy:
 
         Raises ValueError as a call of the model does; `on_error` has no effect here.
         """
+        if isinstance(attention_mask, Tensor) and kwargs.get("position_ids") is None:
+            # A call of the model is refused where transformers would count padding.
+            kwargs["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
         arguments = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
@@ -179,47 +188,17 @@ class Lazy:
     def __exit__(self, *error: object) -> None:
         self.remove()
 
-    # The methods below stand in for the model's own ones of the same names.
+    # The methods below stand in for the model's own ones of the same names (_forward: forward).
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        cache: Any = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int | Tensor | None = None,
-        return_dict: bool | None = None,
-        *,
-        past_key_values: Any = None,
-        lazy_schedule: Any = None,
-        **kwargs: Any,
-    ) -> Any:
-        """One call of the model, as transformers' causal language models take it.
+    def _forward(self, *args: Any, **kwargs: Any) -> Any:
+        """One call of the model, with the arguments of its own forward, by place or by name.
 
-        Two things are different. A token whose mask is 0 does not exist; `position_ids` that are
-        not given count the tokens of each sequence. And `logits_to_keep` must be at least 1 for
-        more than one new token, unless the schedule has no boundary. The cache may be given by
-        transformers' newer or older name. `lazy_schedule` is one for this call and those that go on
-        from its cache, anything that `apply` takes.
+        Two things are different. A token whose mask is 0 does not exist. And `logits_to_keep` must
+        be at least 1 for more than one new token, unless the schedule has no boundary. The cache
+        may be given by transformers' newer or older name. `lazy_schedule` is one for this call and
+        those that go on from its cache, anything that `apply` takes.
         """
-        arguments = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "position_ids": position_ids,
-            "cache": cache,
-            "inputs_embeds": inputs_embeds,
-            "labels": labels,
-            "use_cache": use_cache,
-            "logits_to_keep": logits_to_keep,
-            "return_dict": return_dict,
-            "past_key_values": past_key_values,
-            "lazy_schedule": lazy_schedule,
-            **kwargs,
-        }
-        return self._call(Call(without_nones(arguments)))
+        return self._call(Call(without_nones(by_name(self._signature, args, kwargs))))
 
     def _call(self, call: Call) -> Any:
         """One call of the model, by LazyLLM or, where it refuses and that is wanted, without."""
@@ -230,6 +209,9 @@ class Lazy:
                 cache = self._cache_for(call)
                 if not cache.generating:  # generate takes none
                     check_outputs(self.model, self._config, call.arguments)
+                if cache.state is None:
+                    check_adapters(self.model)
+                check_packing(call, self._config)
                 return self._run(call.arguments, cache)
             except NotSupportedError as refusal:
                 self._fallback.accept(refusal, call.cache)
@@ -241,6 +223,8 @@ class Lazy:
 
     def _cache_for(self, call: Call) -> LazyCache:
         """The cache that is given, or a new one for the call's schedule."""
+        if call.two_caches:
+            raise NotSupportedError("cache: expected one of cache and past_key_values, got both")
         plan = self._plans.of(call.schedule)
         cache = usable_cache(call.cache, plan, self._plans)
         if call.schedule is not None and cache.plan is not plan:
@@ -251,7 +235,7 @@ class Lazy:
 
     def _run(self, arguments: Mapping[str, Any], cache: LazyCache) -> Any:
         """One call of the model by LazyLLM, with those arguments of forward that are given."""
-        check_forward_arguments(arguments)
+        check_forward_arguments(arguments, self._signature)
         check_forward_names(arguments)
         logits = self._step(cache, arguments, arguments.get("logits_to_keep", 0))
         keeps_cache = arguments.get("use_cache", self._config.use_cache)
@@ -293,6 +277,7 @@ class Lazy:
             try:
                 cache = self._cache_for(call)
                 cache.may_fall_back = cache is not call.cache
+                check_adapters(self.model)
                 check_generate_arguments(call.arguments, self.model.generation_config, cache)
                 return self._generate(call, cache, progress)
             except NotSupportedError as refusal:
@@ -309,21 +294,39 @@ class Lazy:
     def _generate(
         self, call: Call, cache: LazyCache, progress: Callable[[Progress], object] | None
     ) -> Any:
+        arguments = dict(call.arguments)
+        # generate reads the last logits only, and asks for those, and for drafts', by itself.
+        arguments.pop("logits_to_keep", None)
         with cache.owned():
-            cache.begin_generation(call.arguments.get("position_ids") is not None, progress)
+            cache.begin_generation(arguments.get("position_ids") is not None, progress)
             try:
-                result = self._replaced.before("generate")(**call.arguments, **{CACHE_NAME: cache})
+                result = self._replaced.before("generate")(**arguments, **{CACHE_NAME: cache})
             finally:
                 cache.end_generation()
             refused = cache.refused
             self._report = cache.report() if refused is None else refused_report(refused)
         return result
 
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+        """Where transformers' `generate_batch` and other continuous batching begin.
+
+        Raises:
+            NotSupportedError: always, but for `on_error="dense"`.
+        """
+        if not is_dense(self.model):
+            self._fallback.accept(
+                NotSupportedError(
+                    "generate_batch: continuous batching is not supported, since its cache has "
+                    "pages; expected generate with a batch"
+                )
+            )
+        return self._replaced.before("init_continuous_batching")(*args, **kwargs)
+
     # transformers' generate calls these of the model's methods: before it does anything, …
 
     def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
         if not is_dense(self.model):
-            check_forward_arguments(model_kwargs)
+            check_forward_arguments(model_kwargs, self._signature)
         self._replaced.before("_validate_model_kwargs")(model_kwargs)
 
     def _validate_generation_mode(
@@ -334,6 +337,8 @@ class Lazy:
             # All chunks of a prompt are one step: only the last token says which of them matter.
             # The decoder bounds what many rows need by itself.
             generation_config.prefill_chunk_size = None
+            # "dynamic" is what none means; beside a cache transformers takes none by name.
+            generation_config.cache_implementation = None
         self._replaced.before("_validate_generation_mode")(
             generation_mode, generation_config, generation_mode_kwargs
         )

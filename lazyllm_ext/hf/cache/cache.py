@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from lazyllm_ext.errors import NotSupportedError
 from lazyllm_ext.hf.models.versions import CACHE_NAME, columns_cropped
 from lazyllm_ext.state import (
     LazyState,
@@ -29,6 +30,19 @@ from .progress import Progress
 from .report import Report, Turn, make_report
 
 _HELD = ("state", "columns", "absent", "document", "turn")
+_UNREADABLE = (
+    "keys and values of a LazyCache cannot be read by layers, since each layer holds other tokens; "
+    "report() says how many"
+)
+
+
+class _Layers:
+    """Stands where transformers' caches have their layers."""
+
+    def _refuse(self, *args: Any) -> NoReturn:
+        raise NotSupportedError(f"layers: {_UNREADABLE}")
+
+    __len__ = __iter__ = __getitem__ = _refuse
 
 
 class LazyCache(Cache):
@@ -42,7 +56,8 @@ class LazyCache(Cache):
     """
 
     def __init__(self, plan: Plan):
-        super().__init__(layers=[])
+        layers: Any = _Layers()
+        super().__init__(layers=layers)
         self.plan = plan
         self._owner = threading.RLock()  # a generation's own calls are of its thread
         self._clear()
@@ -246,6 +261,16 @@ class LazyCache(Cache):
 
     def early_initialization(self, *args: Any, **kwargs: Any) -> None:
         """Nothing to do: memory is taken when tokens arrive."""
+
+    def _refuse(self, *args: Any) -> NoReturn:
+        raise NotSupportedError(f"{CACHE_NAME}: {_UNREADABLE}")
+
+    __iter__ = __getitem__ = _refuse
+
+    def _unknown(self) -> NoReturn:
+        raise AttributeError(_UNREADABLE)  # so that hasattr is False
+
+    key_cache = value_cache = to_legacy_cache = property(_unknown)
 
     def update(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise ValueError(

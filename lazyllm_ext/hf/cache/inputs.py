@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -52,10 +53,17 @@ def pack_inputs(
     padding = find_padding(call.get("attention_mask"), batch, columns, cache, weight.device)
     kept = _logits_kept(logits_to_keep, padding, decoder)
     position_ids = call.get("position_ids")
+    if padding.absent is not None and call.get("attention_mask") is not None:
+        _check_padded(padding.absent, position_ids is not None, decoder)
     held = [0] * batch if cache.state is None else cache.state.host_length
     longest = max(old + new for old, new in zip(held, padding.counts, strict=True))
     positions = _positions(position_ids, padding, cache, held, weight.device)
     if decoder.learns_positions:
+        if position_ids is not None and int(positions.min()) < 0:
+            raise ValueError(
+                f"position_ids: expected at least 0, since the model learned its positions, got "
+                f"{int(positions.min())}"
+            )
         table: Any = decoder.position_embed
         past_end = longest if position_ids is None else int(positions.max()) + 1
         if past_end > table.num_embeddings:  # transformers cannot go on either
@@ -83,18 +91,28 @@ def _the_input(
     if inputs_embeds is not None:
         hidden, dtype = weight.size(1), weight.dtype
         fits = isinstance(inputs_embeds, Tensor) and inputs_embeds.dim() == 3
-        if not fits or inputs_embeds.size(2) != hidden or inputs_embeds.dtype != dtype:
-            raise ValueError(
-                f"inputs_embeds: expected [batch, columns, {hidden}] of {dtype}, "
-                f"got {_shown(inputs_embeds)}"
-            )
+        words = (
+            f"inputs_embeds: expected [batch, columns, {hidden}] of {dtype}, "
+            f"got {_shown(inputs_embeds)}"
+        )
+        if not fits or inputs_embeds.size(2) != hidden:
+            raise ValueError(words)
+        if (
+            inputs_embeds.dtype != dtype
+        ):  # transformers computes in whatever dtype comes out of both
+            raise NotSupportedError(words)
         return "inputs_embeds", inputs_embeds
     if input_ids is None:
         raise ValueError("input_ids: expected one of input_ids and inputs_embeds, got none")
-    fits = isinstance(input_ids, Tensor) and input_ids.dim() == 2
-    if not fits or input_ids.dtype not in (torch.int64, torch.int32):
-        raise ValueError(f"input_ids: expected [batch, columns] of int64, got {_shown(input_ids)}")
+    check_ids("input_ids", input_ids)
     return "input_ids", input_ids
+
+
+def check_ids(name: str, ids: Any) -> None:
+    """Raises ValueError for anything but a table of token ids."""
+    fits = isinstance(ids, Tensor) and ids.dim() == 2
+    if not fits or ids.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"{name}: expected [batch, columns] of int64, got {_shown(ids)}")
 
 
 def _shown(given: Any) -> str:
@@ -126,14 +144,39 @@ def _check_input(name: str, given: Tensor, cache: LazyCache, device: torch.devic
     raise ValueError(f"{name}: expected {held} sequences as in {CACHE_NAME}, got {batch}{hint}")
 
 
+def _check_padded(absent: Tensor, has_positions: bool, decoder: LazyDecoder) -> None:
+    """Raises NotSupportedError where transformers would count columns without a token.
+
+    Args:
+        absent: [B, all columns so far] bool, those without.
+    """
+    present = ~absent
+    before = present.cumsum(1) > 0  # from the first token on
+    after = present.flip(1).cumsum(1).flip(1) > 0  # up to the last
+    between = bool((absent & before & after).any())
+    if between and any(layer.window for layer in decoder.layers):
+        raise refusal(
+            "attention_mask",
+            "no padding between tokens, since transformers counts it into sliding windows",
+            "some",
+        )
+    learned = decoder.learns_positions
+    if not has_positions and (between or (learned and bool((absent & after).any()))):
+        raise refusal(
+            "position_ids",
+            f"those of all columns where padding stands {'before' if learned else 'between'} "
+            "tokens, since transformers counts padding too",
+            "none",
+        )
+
+
 def _logits_kept(asked: int | Tensor, padding: Padding, decoder: LazyDecoder) -> int:
     """For how many of the last new tokens logits are computed."""
-    if not isinstance(asked, int):
-        raise refusal("logits_to_keep", "a number of last tokens", type(asked).__name__)
-    if asked < 0:
-        raise ValueError(f"logits_to_keep: expected a number of last tokens, got {asked}")
+    check_number_of_logits(asked)
     columns = padding.columns
-    kept = min(asked or columns, columns)
+    kept = min(int(asked) or columns, columns)
+    if padding.place is not None and kept < columns:
+        _warn_of_right_padding(padding)
     if not decoder.boundaries:
         return kept
     if asked == 0 and columns > 1:
@@ -152,6 +195,25 @@ def _logits_kept(asked: int | Tensor, padding: Padding, decoder: LazyDecoder) ->
             kept,
         )
     return kept
+
+
+def check_number_of_logits(asked: Any) -> None:
+    """Raises NotSupportedError for columns that are named; transformers takes them."""
+    if not isinstance(asked, int) or asked < 0:
+        got = asked if isinstance(asked, int) else type(asked).__name__
+        raise refusal("logits_to_keep", "a number of last tokens", got)
+
+
+def _warn_of_right_padding(padding: Padding) -> None:
+    """Once, as Python's default filter has it: the text and the place are always the same."""
+    absent: Any = padding.absent  # there, since some columns hold no token
+    if bool(absent[:, -1].any()):
+        warnings.warn(
+            "attention_mask: padding on the right: LazyLLM takes a sequence's last logits at its "
+            "last token, as if it were alone, and transformers at the last column; pad on the left",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 def _positions(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lazyllm_ext.errors import refusal
+from lazyllm_ext.errors import NotSupportedError, refusal
 from lazyllm_ext.hf.models.versions import CACHE_NAME
 
 from .cache import LazyCache
@@ -63,8 +63,9 @@ def find_padding(
         mask: [B, columns seen before + columns], 0 where there is no token; None: all hold one.
 
     Raises:
-        NotSupportedError: a mask that is no table, or leaves a sequence without a new token.
-        ValueError: a mask of another size, or one that contradicts what was computed before.
+        NotSupportedError: a mask that is no table of zeros and ones, has other columns, or leaves a
+            sequence without a new token.
+        ValueError: a mask of other rows, or one that contradicts what was computed before.
     """
     every_column = [columns] * batch
     if mask is None:
@@ -74,6 +75,7 @@ def find_padding(
                 "padded sequences, got none"
             )
         return Padding(batch, columns, every_column, absent=cache.absent)
+    check_mask(mask)
     _check_shape(mask, batch, columns, cache.columns)
     absent = (mask == 0).to(device)
     if cache.absent is None and not bool(absent.any()):
@@ -89,15 +91,29 @@ def find_padding(
     return Padding(batch, columns, counts, place, absent)
 
 
-def _check_shape(mask: Tensor, batch: int, columns: int, before: int) -> None:
+def check_mask(mask: Tensor) -> None:
+    """Raises NotSupportedError for a mask that does not say which columns hold a token.
+
+    transformers also takes tables of 4 dimensions. Other numbers than 0 and 1 hide nothing there,
+    but make its generate count other positions.
+    """
     if not isinstance(mask, Tensor) or mask.dim() != 2:
         got = f"{mask.dim()} dimensions" if isinstance(mask, Tensor) else type(mask).__name__
         raise refusal("attention_mask", "2 dimensions [batch, columns]", got)
-    if tuple(mask.shape) != (batch, before + columns):
-        raise ValueError(
-            f"attention_mask: expected shape [{batch}, {before + columns}] ({before} columns "
-            f"before, {columns} new), got {list(mask.shape)}"
-        )
+    if mask.dtype != torch.bool and not torch.equal(mask, (mask != 0).to(mask.dtype)):
+        others = mask[(mask != 0) & (mask != 1)]
+        raise refusal("attention_mask", "0 and 1 only", others[0].item())
+
+
+def _check_shape(mask: Tensor, batch: int, columns: int, before: int) -> None:
+    words = (
+        f"attention_mask: expected shape [{batch}, {before + columns}] ({before} columns "
+        f"before, {columns} new), got {list(mask.shape)}"
+    )
+    if mask.size(0) != batch:
+        raise ValueError(words)
+    if mask.size(1) != before + columns:
+        raise NotSupportedError(words)
 
 
 def _check_past(absent: Tensor, before: Tensor | None) -> None:
