@@ -44,6 +44,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # a text or a name that the locale cannot say is shown
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    if sys.stdout is None:
+        sys.exit(_fail("standard output: expected an open one, got a closed one", 1))
     status = run(sys.argv[1:])
     try:
         sys.stdout.flush()

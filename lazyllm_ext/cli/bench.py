@@ -87,6 +87,8 @@ def measure_and_write(
     quiet_transformers()
     with as_input_error(ValueError, schedule="--schedules"):
         if output is not None:
+            if not output.name:
+                raise CommandError(f"--output: expected a name for files, got {output}")
             for suffix in (".json", ".md"):
                 check_writable("output", output.with_name(output.name + suffix))
         try:

@@ -22,7 +22,7 @@ def read_prompt(prompt: str | None, file: Path | None, question: str | None) -> 
     """
     if prompt is not None and file is not None:
         raise CommandError("--prompt: expected one of --prompt and --prompt-file, got both")
-    if prompt is None and file is None and sys.stdin.isatty():
+    if prompt is None and file is None and (sys.stdin is None or sys.stdin.isatty()):
         raise CommandError(
             "--prompt: expected --prompt, --prompt-file or text on standard input, got none"
         )

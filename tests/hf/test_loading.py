@@ -93,6 +93,10 @@ DAMAGED: dict[str, tuple[Damage, str]] = {
         bytes_of("generation_config.json", lambda data: b"[1]"),
         "generation_config.json: expected a JSON object, got [1]",
     ),
+    "a cache of no kind that there is": (
+        field("cache_implementation", "big", "generation_config.json"),
+        "generation_config.json: cannot be used: Invalid `cache_implementation` (big)",
+    ),
     "a mark before it": (
         bytes_of("generation_config.json", lambda data: b"\xef\xbb\xbf" + data),
         "generation_config.json: expected JSON, got other text (Unexpected UTF-8 BOM",
@@ -108,6 +112,10 @@ TOKENIZERS: dict[str, tuple[Damage, str]] = {
     "its configuration": (
         bytes_of("tokenizer_config.json", lambda data: b"[]"),
         "tokenizer_config.json: expected a JSON object, got []",
+    ),
+    "its longest text": (
+        field("model_max_length", "many", "tokenizer_config.json"),
+        ": tokenizer: cannot be used: TypeError: ",
     ),
     "none": (lambda folder: (folder / "tokenizer.json").unlink(), ": tokenizer: cannot be used: "),
 }

@@ -39,8 +39,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"repetition_penalty": "much"}, "strictly positive float, but is much"),
     ({"bad_words_ids": [[10_000]]}, "vocabulary size is 83"),
     ({"stop_strings": 5}, "stop_strings: expected texts, got 5"),
-    ({"max_time": "a"}, "max_time: expected seconds, got 'a'"),
-    ({"eos_token_id": "x"}, "invalid data type"),
+    ({"max_time": "a"}, "max_time: expected a number, got 'a'"),
+    ({"min_new_tokens": "a"}, "min_new_tokens: expected a number, got 'a'"),
+    ({"top_k": [1]}, "top_k: expected a number, got [1]"),
+    ({"eos_token_id": "x"}, "eos_token_id: expected token ids, got 'x'"),
+    ({"eos_token_id": [2, 1.5]}, "eos_token_id: expected token ids, got [2, 1.5]"),
 ]
 
 

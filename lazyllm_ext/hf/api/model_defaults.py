@@ -20,6 +20,8 @@ _FILE = "the model's generation configuration"
 # Who answers a prompt has its own length and its own sampling, with or without the file.
 _GIVEN = ("do_sample", "temperature", "max_length", "max_new_tokens")
 _SAMPLING = ("top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+# What is no processor of logits, which would check its own values.
+_NUMBERS = ("min_length", "min_new_tokens", "max_time", *_SAMPLING)
 # The tokens that end and pad an answer: honoured by all.
 _TOKENS = ("eos_token_id", "pad_token_id", "bos_token_id")
 
@@ -140,6 +142,15 @@ def _stop_strings(given: Any) -> tuple[str, ...]:
 
 def _check(model: Any, config: GenerationConfig) -> None:
     """Raises an error for what generate would refuse in every call, or what LazyLLM refuses."""
+    for name in _NUMBERS:
+        value = getattr(config, name, None)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise ValueError(f"{_FILE}: {name}: expected a number, got {shown(value)}")
+    for name in _TOKENS:
+        value = getattr(config, name, None)
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(type(token) is int for token in ids):
+            raise ValueError(f"{_FILE}: {name}: expected token ids, got {shown(value)}")
     asked = copy.deepcopy(config)
     for sampling in (False, True):
         asked.do_sample = sampling
@@ -147,8 +158,6 @@ def _check(model: Any, config: GenerationConfig) -> None:
             check_generation(asked.get_generation_mode(), asked)
         except NotSupportedError as refusal:
             raise NotSupportedError(f"{_FILE}: {refusal}") from None
-    if config.max_time is not None and not isinstance(config.max_time, (int, float)):
-        raise ValueError(f"{_FILE}: max_time: expected seconds, got {shown(config.max_time)}")
     asked.temperature, asked.max_length = 1.0, 2  # the caller gives them
     prompt = torch.zeros(1, 1, dtype=torch.int64)
     try:  # what changes logits checks its values itself, when it is made or used

@@ -55,7 +55,8 @@ def load_model(folder: str | os.PathLike[str], *, auto_class: Any = None, **argu
     wanted = {"trust_remote_code": False, **arguments}
     _check_config(folder, wanted)
     with _naming(folder, "generation_config.json"):
-        _read(folder, "generation_config.json")
+        if _read(folder, "generation_config.json"):
+            transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
     with _naming(folder, "weights", _broken_weights):
         model, info = auto_class.from_pretrained(
             folder, output_loading_info=True, ignore_mismatched_sizes=True, **wanted
@@ -76,9 +77,11 @@ def load_tokenizer(folder: str | os.PathLike[str], **arguments: Any) -> Any:
         with _naming(folder, name):
             _read(folder, name)
     with _naming(folder, "tokenizer", _broken_tokenizer):
-        return transformers.AutoTokenizer.from_pretrained(
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
             folder, trust_remote_code=False, **arguments
         )
+        tokenizer("a")  # some settings are only looked at when they are used
+    return tokenizer
 
 
 def as_chat(tokenizer: Any, messages: list[dict[str, str]]) -> str:

@@ -183,6 +183,13 @@ def _cut_half_line(path: Path) -> None:
 def _parse(line: bytes) -> Record | None:
     """A line of the file; None for one that is not a record of this version."""
     try:
-        return Record(**json.loads(line))
-    except (ValueError, TypeError):
+        record = Record(**json.loads(line))
+    except (ValueError, TypeError, RecursionError):
         return None
+    texts = (record.key, record.contender, record.item, record.task, record.category, record.output)
+    numbers = (record.score, record.new_tokens, record.ttft_seconds, record.decode_seconds)
+    more = (record.computed_percent, record.operations, record.same_first_token, record.kl)
+    right = all(isinstance(text, str) for text in texts) and all(
+        isinstance(number, (int, float)) for number in (*numbers, *more, *record.scores)
+    )
+    return record if right else None
