@@ -126,9 +126,16 @@ def _log(line: str) -> None:
     _say(f"{datetime.now():%H:%M:%S}  {line}")
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Not the end of the program, as rich has it."""
+
+
 def _say(line: str, style: str | None = None) -> None:
-    """A line on standard error, as it is."""
-    Console(stderr=True, highlight=False).print(line, style=style, markup=False, soft_wrap=True)
+    """A line on standard error, as it is; where nobody can read it, answers go on without."""
+    with suppress(OSError):
+        console = _Console(stderr=True, highlight=False)
+        console.print(line, style=style, markup=False, soft_wrap=True)
 
 
 def make_server(app: Any) -> Any:
@@ -141,7 +148,11 @@ def make_server(app: Any) -> Any:
             await super().shutdown(sockets)
 
     config = uvicorn.Config(
-        app, log_level="error", access_log=False, timeout_graceful_shutdown=_GRACE_SECONDS
+        app,
+        lifespan="off",  # the application has none, and a second Ctrl-C would end it with an error
+        log_level="error",
+        access_log=False,
+        timeout_graceful_shutdown=_GRACE_SECONDS,
     )
     return Server(config)
 
