@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 import lazyllm_ext
-from lazyllm_ext import LazyCache
+from lazyllm_ext import LazyCache, NotSupportedError
 from lazyllm_ext.hf.models.versions import CACHE_NAME
 
 from .tiny import PRUNING, keep_all, left_padded
@@ -43,6 +43,20 @@ def test_interface(lazy: Any, ids: Tensor) -> None:
     assert cache.get_max_length() == -1
     assert cache.nbytes() == cache.kv_nbytes() + cache.aux_nbytes() > cache.aux_nbytes() > 0
     assert "3 sequences, 13 columns" in repr(cache)
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_layers_are_not_there_to_read(lazy: Any, ids: Tensor, copied: bool) -> None:
+    cache = _filled(lazy, ids)
+    cache = cache.copy() if copied else cache
+    for layer in (0, -1, slice(2)):
+        with pytest.raises(NotSupportedError) as raised:
+            cache.layers[layer]
+        assert str(raised.value) == (
+            f"{CACHE_NAME}.layers: a LazyCache has no layers of keys and values to read, since its "
+            "layers hold different tokens; what it holds is in report()"
+        )
+    assert list(cache.layers) == []  # transformers' generate loops over them on GPUs
 
 
 def test_reset(lazy: Any, ids: Tensor) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from lazyllm_ext.errors import NotSupportedError
 from lazyllm_ext.hf.models.versions import CACHE_NAME, columns_cropped
 from lazyllm_ext.state import (
     LazyState,
@@ -25,6 +26,19 @@ from .progress import Progress
 from .report import Report, Turn, make_report
 
 
+class NoLayers(list[Any]):
+    """Stands for the layers of a transformers cache: whoever reads one is told why there is none.
+
+    A loop over them finds nothing, as transformers' generate makes one on GPUs.
+    """
+
+    def __getitem__(self, layer: Any) -> NoReturn:
+        raise NotSupportedError(
+            f"{CACHE_NAME}.layers: a LazyCache has no layers of keys and values to read, since its "
+            "layers hold different tokens; what it holds is in report()"
+        )
+
+
 class LazyCache(Cache):
     """Everything that one generation, or one conversation, has computed so far.
 
@@ -35,7 +49,7 @@ class LazyCache(Cache):
     """
 
     def __init__(self, plan: Plan):
-        super().__init__(layers=[])
+        super().__init__(layers=NoLayers())
         self.plan = plan
         self.reset()
 
