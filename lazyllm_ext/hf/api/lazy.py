@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from lazyllm_ext.decoder import LazyDecoder
 from lazyllm_ext.errors import NotSupportedError
@@ -18,7 +17,8 @@ from lazyllm_ext.hf.cache.forward import run, usable_cache
 from lazyllm_ext.hf.cache.progress import Progress
 from lazyllm_ext.hf.cache.report import Report, refused_report
 from lazyllm_ext.hf.cache.saved import load, model_fingerprint, save
-from lazyllm_ext.hf.models.checks import check_placement
+from lazyllm_ext.hf.models.checks import check_outputs, check_placement
+from lazyllm_ext.hf.models.forwards import output_of
 from lazyllm_ext.hf.models.parts import language_of
 from lazyllm_ext.hf.models.ranks import refuse_ranks
 from lazyllm_ext.hf.models.versions import CACHE_NAME
@@ -65,19 +65,22 @@ class Lazy:
         min_tokens: int | str | None = None,
     ):
         self._fallback = fallback
-        self._config = language_of(model).config
+        language = language_of(model)
+        self._config = language.config
         check_placement(model)  # first: accelerate replaces forwards to move what is spread out
         _check_own(model)
         self.model = model
         self._plans = Plans(model, schedule, checked, min_tokens)
         self.schedule = self._plans.applied.schedule
+        self._output = output_of(type(model if language.whole else language.base))
         self._report: Report | None = None
         self._replaced = Replaced(model, {name: getattr(self, name) for name in _REPLACED})
+        self._plans.accept()
 
     @property
     def decoder(self) -> LazyDecoder:
         """The decoder loop of the schedule applied."""
-        return self._plans.decoders[self._plans.applied]
+        return self._plans.decoder(self._plans.applied)
 
     def report(self) -> Report:
         """What the last finished `generate` did: tokens, times, memory.
@@ -142,7 +145,7 @@ class Lazy:
             OSError: the file cannot be written.
         """
         refuse_ranks(self.model, "save")
-        usable = usable_cache(cache, self._plans.applied, self._plans.decoders)
+        usable = usable_cache(cache, self._plans.applied, self._plans)
         save(usable, model_fingerprint(self.model, self.decoder), path)
 
     def load(self, path: str | os.PathLike[str], *, lazy_schedule: Any = None) -> LazyCache:
@@ -224,19 +227,22 @@ class Lazy:
         dense = is_dense(self.model) or self._fallback.goes_on(call.cache)
         if ours or not dense:
             try:
-                return self._run(call.arguments, self._cache_for(call))
+                cache = self._cache_for(call)
+                if not cache.generating:  # generate takes none
+                    check_outputs(self.model, self._config, call.arguments)
+                return self._run(call.arguments, cache)
             except NotSupportedError as refusal:
                 self._fallback.accept(refusal, call.cache)
                 if ours:  # of a generation that has not begun
                     call.cache.refused = str(refusal)
-        result = self._replaced.before["forward"](**call.for_transformers())
+        result = self._replaced.before("forward")(**call.for_transformers())
         self._fallback.begin(result)
         return result
 
     def _cache_for(self, call: Call) -> LazyCache:
         """The cache that is given, or a new one for the call's schedule."""
         plan = self._plans.of(call.schedule)
-        cache = usable_cache(call.cache, plan, self._plans.decoders)
+        cache = usable_cache(call.cache, plan, self._plans)
         if call.schedule is not None and cache.plan is not plan:
             raise ValueError(
                 "lazy_schedule: expected the schedule that the cache was begun with, got another"
@@ -251,18 +257,18 @@ class Lazy:
         keeps_cache = arguments.get("use_cache", self._config.use_cache)
         as_dict = arguments.get("return_dict", self.model.config.return_dict)
         fields: dict[str, Any] = {"logits": logits, CACHE_NAME: cache if keeps_cache else None}
-        result = CausalLMOutputWithPast(**fields)
+        result = self._output(**fields)
         return result if as_dict else result.to_tuple()
 
     def _step(
         self, cache: LazyCache, arguments: Mapping[str, Any], logits_to_keep: int | Tensor
     ) -> Tensor:
         """What the decoder makes of new tokens: logits [B, logits_to_keep, vocab]."""
-        self._plans.snapshot.check_unchanged(parts=cache.state is None)
-        decoder = self._plans.decoders[cache.plan]
+        decoder = self._plans.decoder(cache.plan)
         longest = getattr(self._config, "max_position_embeddings", None)
         # Not in inference mode: a state made there could not be changed by a later call outside.
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), cache.owned():
+            cache.check_usable()
             return run(decoder, longest, cache, arguments, logits_to_keep)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
@@ -285,7 +291,6 @@ class Lazy:
             )
         if not is_dense(self.model):
             try:
-                self._plans.snapshot.check_unchanged(parts=False)
                 cache = self._cache_for(call)
                 cache.may_fall_back = cache is not call.cache
                 check_generate_arguments(call.arguments, self.model.generation_config, cache)
@@ -297,20 +302,21 @@ class Lazy:
                 if cache is not None:
                     cache.may_fall_back = False
         with as_transformers(self.model):
-            result = self._replaced.before["generate"](**call.for_transformers())
+            result = self._replaced.before("generate")(**call.for_transformers())
         self._report = report or self._report
         return result
 
     def _generate(
         self, call: Call, cache: LazyCache, progress: Callable[[Progress], object] | None
     ) -> Any:
-        cache.begin_generation(call.arguments.get("position_ids") is not None, progress)
-        try:
-            result = self._replaced.before["generate"](**call.arguments, **{CACHE_NAME: cache})
-        finally:
-            cache.end_generation()
-        refused = cache.refused
-        self._report = cache.report() if refused is None else refused_report(refused)
+        with cache.owned():
+            cache.begin_generation(call.arguments.get("position_ids") is not None, progress)
+            try:
+                result = self._replaced.before("generate")(**call.arguments, **{CACHE_NAME: cache})
+            finally:
+                cache.end_generation()
+            refused = cache.refused
+            self._report = cache.report() if refused is None else refused_report(refused)
         return result
 
     # transformers' generate calls these of the model's methods: before it does anything, …
@@ -318,7 +324,7 @@ class Lazy:
     def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
         if not is_dense(self.model):
             check_forward_arguments(model_kwargs)
-        self._replaced.before["_validate_model_kwargs"](model_kwargs)
+        self._replaced.before("_validate_model_kwargs")(model_kwargs)
 
     def _validate_generation_mode(
         self, generation_mode: Any, generation_config: Any, generation_mode_kwargs: Any
@@ -328,7 +334,7 @@ class Lazy:
             # All chunks of a prompt are one step: only the last token says which of them matter.
             # The decoder bounds what many rows need by itself.
             generation_config.prefill_chunk_size = None
-        self._replaced.before["_validate_generation_mode"](
+        self._replaced.before("_validate_generation_mode")(
             generation_mode, generation_config, generation_mode_kwargs
         )
 
@@ -341,7 +347,7 @@ class Lazy:
         # With drafts, generate adds to the mask before a step, too.
         if isinstance(cache, LazyCache) and "num_new_tokens" not in kwargs:
             cache.follow(model_kwargs)
-        update = self._replaced.before["_update_model_kwargs_for_generation"]
+        update = self._replaced.before("_update_model_kwargs_for_generation")
         updated: dict[str, Any] = update(outputs, model_kwargs, *args, **kwargs)
         return updated
 

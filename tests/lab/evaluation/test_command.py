@@ -141,18 +141,18 @@ def test_chat_template_and_answer_prefix_make_other_prompts(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--contenders", "nothing"], "contenders: expected dense, a schedule"),
-        (["--contenders", "dense,static:2"], "contenders: static: expected the part"),
+        (["--contenders", "nothing"], "--contenders: expected dense, a schedule"),
+        (["--contenders", "dense,static:2"], "--contenders: static: expected the part"),
         (["--against", "fast"], "--against: expected one of dense, balanced, got 'fast'"),
         (["--page", "qa-9"], "--page: expected the id of an item that is run, got 'qa-9'"),
         (
             ["--lengths", "long"],
             "--lengths: expected whole numbers with commas between, got 'long'",
         ),
-        (["--lengths", "300"], "lengths: got 300, expected one of the items': 100"),
+        (["--lengths", "300"], "--lengths: got 300, expected one of the items': 100"),
         (["--limit", "0"], "Invalid value for '--limit': "),
         (["--dtype", "int8"], "Invalid value for '--dtype': "),
-        (["--tasks", "nowhere.jsonl"], "tasks: no such file or folder: 'nowhere.jsonl'"),
+        (["--tasks", "nowhere.jsonl"], "--tasks: no such file or folder: 'nowhere.jsonl'"),
     ],
 )
 def test_bad_input(
