@@ -37,12 +37,18 @@ _UNREADABLE = (
 
 
 class _Layers:
-    """Stands where transformers' caches have their layers."""
+    """Stands where transformers' caches have their layers.
+
+    A loop over them finds nothing, as transformers' generate makes one on GPUs.
+    """
 
     def _refuse(self, *args: Any) -> NoReturn:
         raise NotSupportedError(f"layers: {_UNREADABLE}")
 
-    __len__ = __iter__ = __getitem__ = _refuse
+    __len__ = __getitem__ = _refuse
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(())
 
 
 class LazyCache(Cache):
