@@ -160,6 +160,7 @@ FOLLOWED: dict[str, tuple[str, Change]] = {
     "a projection replaced": ("llama", _set(ATTENTION, "q_proj", lambda module: _scaled(module))),
     "an MLP replaced": ("llama", _set(LAYER, "mlp", lambda module: _scaled(module))),
     "an activation": ("llama", _set(f"{LAYER}.mlp", "act_fn", lambda _: nn.Tanh())),
+    "an activation of one's own": ("llama", _set(f"{LAYER}.mlp", "act_fn", lambda _: _Cubed())),
     "a norm replaced": ("llama", _set("model", "norm", lambda module: _scaled(module))),
     "an embedding replaced": ("llama", _set("model", "embed_tokens", lambda one: _scaled(one))),
     "a head replaced": ("llama", _another_head),
@@ -196,6 +197,11 @@ FOLLOWED: dict[str, tuple[str, Change]] = {
         lambda model: model.set_attn_implementation("eager"),
     ),
 }
+
+
+class _Cubed(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x**3
 
 
 def _scaled(module: Any) -> Any:

@@ -15,6 +15,7 @@ from lazyllm_ext.errors import NotSupportedError, refusal
 
 from .families.family import full_attention
 from .forwards import OwnForward, foreign_in, function_name, is_of_a_library
+from .modules import operator_activation
 from .parts import Language, Piece, language_of, parts_of, pieces_of
 from .ranks import check_ranks
 from .versions import only_sums_gradients
@@ -84,7 +85,10 @@ def classes_of(model: Any, language: Language) -> set[type[nn.Module]]:
     for layer in parts_of(language).layers:
         mlp = getattr(layer, family.mlp_name)
         if type(mlp) is family.mlp:
-            kinds |= {family.mlp, type(getattr(mlp, "act_fn", mlp))}
+            kinds.add(family.mlp)
+            activation = getattr(mlp, "act_fn", None)
+            if operator_activation(activation):  # others are called
+                kinds.add(type(activation))
     return kinds
 
 

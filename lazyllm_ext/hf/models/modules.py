@@ -76,7 +76,7 @@ class CalledMLP(nn.Module):
         return batch.view(x.shape)
 
 
-def operator_activation(own: nn.Module) -> str:
+def operator_activation(own: nn.Module | None) -> str:
     """What the operators call a model's own activation; empty where it has none."""
     for name, in_operator in (("silu", "silu"), ("gelu_pytorch_tanh", "gelu_tanh")):
         if type(own) is type(ACT2FN[name]):
