@@ -2,6 +2,10 @@
 # make test: the whole test suite.
 # make test-oldest: what depends on transformers, with the oldest version that is supported.
 # make test-quantized: models whose weights torchao, optimum-quanto or bitsandbytes have quantized.
+# make fuzz SEED=0 MINUTES=10: random sequences of what a user can do, beside transformers.
+# make hf-tests TRANSFORMERS=path: transformers' own generation tests on models with LazyLLM.
+# make sanitize: the operators' cases on kernels with AddressSanitizer and UBSan.
+# make mutants: how many small mutations the tests notice.
 # Each sets up everything it needs in .venv; a second run begins at once.
 
 PYTHON ?= python3
@@ -16,7 +20,7 @@ OLDEST := $(VENV)/oldest
 OLDEST_TRANSFORMERS := $(shell sed -n 's/.*"transformers>=\([0-9.]*\)".*/\1/p' pyproject.toml)
 QUANTIZED := $(VENV)/quantized
 QUANTIZERS := torchao optimum-quanto bitsandbytes
-OLDEST_TESTS ?= tests/hf tests/serve --deselect tests/hf/test_real.py --deselect tests/serve/test_real.py
+OLDEST_TESTS ?= tests/hf tests/serve --ignore tests/hf/fuzz --deselect tests/hf/test_real.py --deselect tests/serve/test_real.py
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 SOURCES := $(shell find csrc lazyllm_ext setup.py pyproject.toml README.md LICENSE -type f \
@@ -24,7 +28,7 @@ SOURCES := $(shell find csrc lazyllm_ext setup.py pyproject.toml README.md LICEN
 CPP_FILES = $(shell find csrc examples tests -name '*.h' -o -name '*.inc' -o -name '*.cpp' -o -name '*.cu' \
 	-o -name '*.cuh')
 
-.PHONY: demo test test-oldest test-quantized ctest lint format types cuda-check wheels families-page clean FORCE
+.PHONY: demo test test-oldest test-quantized fuzz hf-tests sanitize mutants ctest lint format types cuda-check wheels families-page clean FORCE
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -42,6 +46,24 @@ test-oldest: $(OLDEST)/installed
 test-quantized: $(QUANTIZED)/installed
 	$(QUANTIZED)/bin/python -I -c "import bitsandbytes, optimum.quanto, torchao.quantization"
 	PATH="$(CURDIR)/$(QUANTIZED)/bin:$(CURDIR)/$(BIN):$$PATH" $(QUANTIZED)/bin/python -I -m pytest tests/hf/test_around.py -k weights
+
+SEED ?= 0
+MINUTES ?= 10
+fuzz: $(VENV)/installed
+	LAZYLLM_FUZZ_SEED=$(SEED) LAZYLLM_FUZZ_MINUTES=$(MINUTES) $(BIN)/pytest -s tests/hf/fuzz
+
+# A checkout of transformers of the installed version; FAMILIES: folders of its tests/models.
+FAMILIES ?=
+hf-tests: $(VENV)/installed
+	$(BIN)/python scripts/transformers_tests.py "$(TRANSFORMERS)" --families "$(FAMILIES)"
+
+sanitize: $(VENV)/installed
+	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/sanitize.sh "$(CURDIR)/$(BIN)/python"
+
+COUNT ?= 40
+mutants: $(VENV)/installed
+	$(BIN)/python scripts/mutants --count $(COUNT) --seed $(SEED)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python scripts/mutants --kernels
 
 # The C++ library, its tests and what it is installed for, where there is CMake.
 ctest: $(VENV)/torch

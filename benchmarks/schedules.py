@@ -73,7 +73,7 @@ def compare(
     tokenizer, loaded = load(folder, dtype, pick_device("cpu"))
     subject, dense = ev.Subject(loaded, tokenizer), DenseModel(loaded)
     with as_input_error(ValueError):
-        placed = [_placed(schedule, dense, folder.name) for schedule in candidates]
+        placed = [at_layers(schedule, dense, folder.name) for schedule in candidates]
     outcomes = list(_outcomes(subject, dense, placed, items, new_tokens))
     result = {
         "machine": machine.describe(),
@@ -101,7 +101,7 @@ def _read(path: Path) -> Iterator[PruningSchedule]:
             yield PruningSchedule.from_json(line)
 
 
-def _placed(schedule: PruningSchedule, dense: DenseModel, model: str) -> PruningSchedule:
+def at_layers(schedule: PruningSchedule, dense: DenseModel, model: str) -> PruningSchedule:
     """The same with boundaries by layer, as `trial.run` takes them."""
     mine = schedule.for_model(model)
     if not mine.boundaries:

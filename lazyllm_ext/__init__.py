@@ -22,7 +22,7 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from . import export
-    from .hf import Lazy, LazyCache, Report, apply
+    from .hf import Lazy, LazyCache, Report, apply, load_model, load_tokenizer
 
 __all__ = [
     "Boundary",
@@ -35,12 +35,14 @@ __all__ = [
     "__version__",
     "apply",
     "export",
+    "load_model",
+    "load_tokenizer",
     "ops",
     "shipped_schedules",
 ]
 
 # Names that need transformers, which takes seconds to import and which the operators do not need.
-_OF_TRANSFORMERS = ("Lazy", "LazyCache", "Report", "apply")
+_OF_TRANSFORMERS = ("Lazy", "LazyCache", "Report", "apply", "load_model", "load_tokenizer")
 
 register_builder(lambda *args, **how: import_module(".hf", __name__).build_decoder(*args, **how))
 

@@ -16,10 +16,13 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import reprlib
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import field, fields
 from functools import wraps
+from pathlib import Path
 from typing import Any, Literal, TypeVar, get_type_hints
 
 from pydantic import ConfigDict, ValidationError
@@ -28,6 +31,8 @@ from pydantic_core import ArgsKwargs
 from typing_extensions import dataclass_transform
 
 T = TypeVar("T")
+
+_MARK = "\ufeff"  # that some editors write before a text
 
 
 class InputError(ValueError):
@@ -156,14 +161,41 @@ def shown(value: Any) -> str:
     return reprlib.repr(value)
 
 
+def read_text(data: bytes, where: str) -> str:
+    """The text of a file or a request: UTF-8; a byte order mark before it is not part of it.
+
+    Raises:
+        InputError: other bytes.
+    """
+    try:
+        return data.decode("utf-8").removeprefix(_MARK)
+    except UnicodeDecodeError as error:
+        raise InputError("", "expected UTF-8 text, got other bytes", where) from error
+
+
+def read_json(path: str | os.PathLike[str], where: str) -> Any:
+    """The value of a JSON file.
+
+    Raises:
+        OSError: it cannot be read.
+        InputError: it holds something else.
+    """
+    return decode(Path(path).read_bytes(), where)
+
+
 def decode(text: str | bytes, where: str) -> Any:
-    """JSON text -> value. InputError for other text, or for a field given twice."""
+    """JSON text, or its bytes in UTF-8 -> value.
+
+    Raises:
+        InputError: other text, or a field given twice.
+    """
+    text = read_text(text, where) if isinstance(text, bytes) else text.removeprefix(_MARK)
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         data = dict(pairs)
         if len(data) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
+            names = Counter(name for name, _ in pairs)
+            twice = next(name for name, count in names.items() if count > 1)
             raise InputError("", f"expected each field once, got {shown(twice)} twice", where)
         return data
 

@@ -80,7 +80,8 @@ def test_others_are_ignored_where_a_class_says_so() -> None:
     [
         ('{"a": {"b": 1, "b": 2}}', "f:1: expected each field once, got 'b' twice"),
         ("{", "f:1: expected JSON, got other text ("),
-        (b"\xff", "f:1: expected JSON, got other text ("),
+        (b"\xff", "f:1: expected UTF-8 text, got other bytes"),
+        ("{}".encode("utf-16"), "f:1: expected UTF-8 text, got other bytes"),
         ("[" * 100_000, "f:1: expected JSON, got other text ("),
     ],
 )
@@ -97,3 +98,13 @@ def test_a_fault_travels(again: Callable[[InputError], InputError]) -> None:
     same = again(fault)
     assert str(same) == str(fault) == "f:1: window: expected 1, got 2"
     assert (same.field, same.said, same.where) == ("window", "expected 1, got 2", "f:1")
+
+
+@pytest.mark.parametrize("text", ["\ufeff[1]", "\ufeff[1]".encode(), "[1]", b"[1]"])
+def test_a_byte_order_mark_is_not_part_of_a_text(text: str | bytes) -> None:
+    assert decode(text, "f:1") == [1]
+
+
+def test_only_the_first_mark_is_one() -> None:
+    with pytest.raises(InputError):
+        decode("\ufeff\ufeff[1]", "f:1")

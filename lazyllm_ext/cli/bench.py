@@ -57,7 +57,7 @@ def make_request(
 
     device = pick_device(more.pop("device"))
     folder = model if model.startswith(RANDOM) else str(find_folder(model, quiet=False))
-    with as_input_error(ValueError):
+    with as_input_error(ValueError, schedule="--schedules"):
         return BenchRequest(
             model=folder,
             lengths=numbers("prompt lengths", lengths),
@@ -81,10 +81,16 @@ def measure_and_write(
     """
     from lazyllm_ext.lab.bench import BenchError, measure
     from lazyllm_ext.lab.bench.report import ceilings_table, tables, write
+    from lazyllm_ext.lab.tools.files import check_writable
     from lazyllm_ext.lab.tools.tables import show
 
     quiet_transformers()
-    with as_input_error(ValueError):
+    with as_input_error(ValueError, schedule="--schedules"):
+        if output is not None:
+            if not output.name:
+                raise CommandError(f"--output: expected a name for files, got {output}")
+            for suffix in (".json", ".md"):
+                check_writable("output", output.with_name(output.name + suffix))
         try:
             result = measure(request, verify_more)
         except BenchError as error:

@@ -17,14 +17,37 @@ class CommandError(Exception):
         self.status = status
 
 
+# What libraries call the values that options give.
+_OPTIONS = {
+    "most_runs": "--runs",
+    "most_boundaries": "--boundaries",
+    "new_tokens": "--new-tokens",
+    "new tokens": "--new-tokens",
+    "prompt lengths": "--prompt-tokens",
+    "max_length": "--max-length",
+    "max_tokens": "--max-tokens",
+    "path": "--output",
+    **{name: f"--{name}" for name in ("bound", "agreement", "prompts", "rounds", "schedule")},
+    **{name: f"--{name}" for name in ("tasks", "longbench", "datasets", "contenders", "lengths")},
+    **{name: f"--{name}" for name in ("output", "dtype", "device")},
+}
+
+
 @contextmanager
-def as_input_error(*kinds: type[Exception]) -> Iterator[None]:
-    """Errors of these kinds inside the block are the input's fault, not the program's."""
+def as_input_error(*kinds: type[Exception], **options: str) -> Iterator[None]:
+    """Errors of these kinds inside the block are the input's fault, not the program's.
+
+    Args:
+        options: the options' names for what the block's sentences begin with, where other than
+            usual.
+    """
     try:
         yield
     except kinds as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise CommandError(lines[0] if lines else type(error).__name__) from error
+        name, colon, said = (lines[0] if lines else type(error).__name__).partition(": ")
+        name = {**_OPTIONS, **options}.get(name, name)
+        raise CommandError(f"{name}{colon}{said}") from error
 
 
 def say_skipped(faults: Sequence[str], what: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,9 +14,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from lazyllm_ext.files import write_text
+
 from . import options
 from .errors import CommandError, as_input_error, say_skipped
-from .loading import find_folder, load, pick_device
+from .loading import find_folder, load, pick_device, settle
 
 if TYPE_CHECKING:
     from lazyllm_ext.lab import evaluation as lab
@@ -92,7 +95,9 @@ def evaluate(
     from lazyllm_ext.lab.tools.figures import require_matplotlib
 
     _check_source(tasks, longbench, datasets, max_length)
-    with lab.sharing() as processes:  # under torchrun there are several, and this one has a share
+    with ExitStack() as stack:
+        # Under torchrun there are several, and this one has a share.
+        processes = stack.enter_context(lab.sharing())
         leads = processes.rank == 0
         with as_input_error(ValueError):
             nominal = () if lengths is None else numbers("--lengths", lengths, "whole numbers")
@@ -103,12 +108,15 @@ def evaluate(
             read = _read(tasks or [], longbench, datasets)
             items = lab.choose(read.items, nominal, limit).items
             _check_page(page, items)
+            if leads:
+                stack.enter_context(lab.only_run(output))
             records = _open_records(output, processes)
         if leads:
             say_skipped(read.faults, "broken lines")
         device = processes.device(pick_device(device))
         folder = find_folder(model, quiet=not leads)
         tokenizer, loaded = load(folder, dtype, device)
+        settle(loaded, greedy=True, quiet=not leads)
         setting = _setting(loaded, chat, answer_prefix)
         with as_input_error(ValueError, TypeError):
             subject = lab.Subject(loaded, tokenizer, chat=chat, answer_prefix=answer_prefix)
@@ -119,7 +127,8 @@ def evaluate(
         if leads:
             say_skipped(run.skipped, "items")
         if not run.items:
-            raise CommandError("expected an item that fits the model's context, got none")
+            first = f"; the first fault: {run.skipped[0]}" if run.skipped else ""
+            raise CommandError(f"expected an item that fits the model's context, got none{first}")
         _finish(run, output)
         processes.wait()
         if leads:
@@ -257,7 +266,7 @@ def _report(
             name = re.sub(r"[^\w.-]+", "_", item.id)
             written.append(output / f"page-{name}.html")
             text = write_page(run.subject, item, run.contenders)
-            written[-1].write_text(text, encoding="utf-8")
+            write_text(written[-1], text)
     print("Written: " + ", ".join(str(path) for path in (run.records.path, *written)))
 
 

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from . import options
 from .errors import CommandError, as_input_error
-from .loading import find_folder, load, pick_device
+from .loading import find_folder, load, pick_device, settle
 
 if TYPE_CHECKING:
     from lazyllm_ext.export import Description
@@ -58,6 +58,7 @@ def export(
 
         say("loading the model")
         tokenizer, loaded = load(folder, dtype, device)
+        settle(loaded, greedy=True)
         write = partial(aoti, max_tokens=max_tokens) if format == "aoti" else torchscript
         with as_input_error(ValueError, TypeError):
             description = write(loaded, schedule, output, tokenizer=tokenizer, say=say)

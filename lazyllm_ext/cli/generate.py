@@ -13,7 +13,7 @@ from lazyllm_ext.schedule import PruningSchedule
 
 from . import options
 from .errors import CommandError, as_input_error
-from .loading import find_folder, load, pick_device
+from .loading import find_folder, load, pick_device, settle
 from .prompt import encode, read_prompt
 
 if TYPE_CHECKING:
@@ -76,12 +76,13 @@ def generate(
     device = pick_device(device)
     folder = find_folder(model, quiet=as_json)
     tokenizer, loaded = load(folder, dtype, device)
+    stops = settle(loaded, greedy=False)
     ids = encode(tokenizer, text, chat).to(device)
-    _check_context(loaded, ids.size(1), max_new_tokens)
+    _check_prompt(loaded, ids, max_new_tokens)
     with as_input_error(ValueError, TypeError):
         lazy = apply(loaded, pruning)
     write = (lambda text: None) if as_json else _write
-    generation = Generation(loaded, tokenizer, ids, write, max_new_tokens, temperature, seed)
+    generation = Generation(loaded, tokenizer, ids, write, max_new_tokens, temperature, seed, stops)
     lazily, computed, dense = _answers(generation, lazy, compare, as_json)
     report = GenerationReport(
         model=folder.name,
@@ -149,10 +150,15 @@ def _write(text: str) -> None:
     print(text, end="", flush=True)
 
 
-def _check_context(model: Any, prompt_tokens: int, new_tokens: int) -> None:
-    limit = getattr(model.config, "max_position_embeddings", None)
-    if limit is not None and prompt_tokens + new_tokens > limit:
+def _check_prompt(model: Any, ids: Any, new_tokens: int) -> None:
+    """Refuse tokens [1, n] that the model does not have, or that leave the answer no room."""
+    from lazyllm_ext.hf import check_tokens
+
+    with as_input_error(ValueError):
+        check_tokens(model, ids[0].tolist())
+    limit, tokens = getattr(model.config, "max_position_embeddings", None), ids.size(1)
+    if limit is not None and tokens + new_tokens > limit:
         raise CommandError(
             f"prompt: expected at most {limit} tokens, the model's context, with the answer; got "
-            f"{prompt_tokens} and an answer of up to {new_tokens} (--max-new-tokens)"
+            f"{tokens} and an answer of up to {new_tokens} (--max-new-tokens)"
         )

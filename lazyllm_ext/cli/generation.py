@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.generation.stopping_criteria import StoppingCriteriaList, StopStringCriteria
 from transformers.generation.streamers import TextStreamer
 
 from lazyllm_ext.hf.models.versions import CACHE_NAME
 from lazyllm_ext.lab.tools.clock import TokenClock
 
 _WARM_UP_TOKENS = 64
+# Below it sampling takes the likeliest token, and dividing by it would leave the range of numbers.
+LEAST_TEMPERATURE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ class TimedStreamer(TextStreamer):
 class Generation:
     """Answers one prompt, ids [1, n] on the model's device, as often as it is asked to.
 
-    `write` is given the answer's text as it comes. A temperature of 0 is greedy search.
+    `write` is given the answer's text as it comes. A temperature of 0 is greedy search. What ends
+    an answer, beside the model's own tokens: `stop_strings`.
     """
 
     def __init__(
@@ -65,12 +69,14 @@ class Generation:
         max_new_tokens: int,
         temperature: float = 0.0,
         seed: int | None = None,
+        stop_strings: Sequence[str] = (),
     ):
         self.model, self.tokenizer, self.ids = model, tokenizer, ids
         self.write, self.max_new_tokens, self.seed = write, max_new_tokens, seed
-        self.sampling: dict[str, Any] = {"do_sample": temperature > 0}
-        if temperature > 0:
+        self.sampling: dict[str, Any] = {"do_sample": temperature >= LEAST_TEMPERATURE}
+        if temperature >= LEAST_TEMPERATURE:
             self.sampling["temperature"] = temperature
+        self.stop_strings = list(stop_strings)
         self._streamer: TimedStreamer | None = None
 
     @property
@@ -100,6 +106,9 @@ class Generation:
         if self.seed is not None:
             torch.manual_seed(self.seed)
         pad = self.tokenizer.pad_token_id
+        if self.stop_strings:
+            ends = StopStringCriteria(self.tokenizer, self.stop_strings)
+            more["stopping_criteria"] = StoppingCriteriaList([ends])
         return self.model.generate(
             ids,
             attention_mask=torch.ones_like(ids),

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from lazyllm_ext.json_input import shown
+
 from .errors import CommandError, as_input_error
 
 
@@ -30,15 +32,7 @@ def find_folder(name: str, quiet: bool) -> Path:
     folder = Path(name).expanduser()
     if not folder.is_dir():
         raise CommandError(f"--model: no such folder: {name}")
-    config = folder / "config.json"
-    try:
-        kind = json.loads(config.read_text(encoding="utf-8")).get("model_type")
-    except FileNotFoundError as error:
-        raise CommandError(
-            f"--model: expected a transformers model, got a folder without config.json: {name}"
-        ) from error
-    except (OSError, ValueError, AttributeError) as error:
-        raise CommandError(f"--model: {config} cannot be read: {error}") from error
+    kind = _model_type(folder)
     from lazyllm_ext.hf import SUPPORTED
 
     if kind not in SUPPORTED:
@@ -48,21 +42,58 @@ def find_folder(name: str, quiet: bool) -> Path:
     return folder
 
 
+def _model_type(folder: Path) -> Any:
+    """What config.json says, before anything that takes long."""
+    config = folder / "config.json"
+    try:
+        data = json.loads(config.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CommandError(
+            f"--model: expected a transformers model, got a folder without config.json: {folder}"
+        ) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise CommandError(f"--model: {config} cannot be read: {error}") from error
+    if not isinstance(data, dict):
+        raise CommandError(f"--model: {config}: expected a JSON object, got {shown(data)}")
+    return data.get("model_type")
+
+
 def load(folder: Path, dtype: str, device: str) -> tuple[Any, Any]:
     """Tokenizer and model of a folder, in inference mode.
 
     Raises:
-        CommandError: files are missing or damaged.
+        CommandError: files are missing or damaged, or hold other tensors than the model's.
     """
-    import transformers
+    from lazyllm_ext.hf import load_model, load_tokenizer
 
     quiet_transformers()
-    with as_input_error(Exception):  # each file's library has its own errors for damaged ones
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, dtype=dtype
-        )
-    return tokenizer, model.to(device).eval()
+    with as_input_error(ValueError):
+        tokenizer = load_tokenizer(folder, local_files_only=True)
+        model = load_model(folder, local_files_only=True, dtype=dtype)
+    return tokenizer, model.to(device)
+
+
+def settle(model: Any, *, greedy: bool, quiet: bool = False) -> tuple[str, ...]:
+    """What the model's own files ask of generations is made what the command can do.
+
+    Args:
+        greedy: see `lazyllm_ext.hf.settle_defaults`.
+        quiet: do not say what has no effect.
+
+    Returns:
+        Strings that end an answer.
+
+    Raises:
+        CommandError: the files ask for something that would change the answer and is not supported.
+    """
+    from lazyllm_ext.hf import settle_defaults
+
+    with as_input_error(ValueError):
+        settled = settle_defaults(model, greedy=greedy)
+    said = settled.sentence()
+    if said and not quiet:
+        print(f"lazyllm-ext: {said}", file=sys.stderr)
+    return settled.stop_strings
 
 
 def quiet_transformers() -> None:

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lazyllm_ext.json_input import read_text
+
 from .errors import CommandError, as_input_error
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ def read_prompt(prompt: str | None, file: Path | None, question: str | None) -> 
     """
     if prompt is not None and file is not None:
         raise CommandError("--prompt: expected one of --prompt and --prompt-file, got both")
-    if prompt is None and file is None and sys.stdin.isatty():
+    if prompt is None and file is None and (sys.stdin is None or sys.stdin.isatty()):
         raise CommandError(
             "--prompt: expected --prompt, --prompt-file or text on standard input, got none"
         )
@@ -30,8 +32,7 @@ def read_prompt(prompt: str | None, file: Path | None, question: str | None) -> 
         source, text = "--prompt-file", _read(file)
     else:
         source = "standard input"
-        with as_input_error(UnicodeDecodeError):
-            text = sys.stdin.read()
+        text = _stdin()
     if not text.strip():
         raise CommandError(f"{source}: expected a prompt, got an empty one")
     if question is None:
@@ -43,13 +44,21 @@ def read_prompt(prompt: str | None, file: Path | None, question: str | None) -> 
 
 def _read(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise CommandError(
-            f"--prompt-file: expected UTF-8 text, got other bytes in {file}"
-        ) from error
-    except OSError as error:
-        raise CommandError(f"--prompt-file: cannot read {file}: {error.strerror}") from error
+        data = file.read_bytes()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CommandError(f"--prompt-file: cannot read {file}: {reason}") from error
+    with as_input_error(ValueError):
+        return read_text(data, f"--prompt-file: {file}")
+
+
+def _stdin() -> str:
+    """All of standard input; UTF-8, whatever the locale says."""
+    stream = getattr(sys.stdin, "buffer", None)
+    if stream is None:  # a stream of text that stands in for it
+        return sys.stdin.read()
+    with as_input_error(ValueError):
+        return read_text(stream.read(), "standard input")
 
 
 def encode(tokenizer: Any, text: str, chat: bool | None) -> Tensor:
@@ -59,17 +68,19 @@ def encode(tokenizer: Any, text: str, chat: bool | None) -> Tensor:
         chat: None for a chat wherever the tokenizer has a template.
 
     Raises:
-        CommandError: a chat is asked for and the tokenizer has no template, or there are no tokens.
+        CommandError: a chat is asked for and the tokenizer has no template, the template fails, or
+            there are no tokens.
     """
     import torch
+
+    from lazyllm_ext.hf import as_chat
 
     template = getattr(tokenizer, "chat_template", None)
     if chat and not template:
         raise CommandError("--chat: expected a model with a chat template, got one without")
     if template and chat is not False:
-        turn = tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
-        )
+        with as_input_error(ValueError):
+            turn = as_chat(tokenizer, [{"role": "user", "content": text}])
         ids = tokenizer(turn, add_special_tokens=False)["input_ids"]
     else:
         ids = tokenizer(text)["input_ids"]

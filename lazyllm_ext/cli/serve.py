@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from contextlib import suppress
 from datetime import datetime
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from lazyllm_ext.serve.app import Settings
 
 _GRACE_SECONDS = 5  # that clients have to read their responses when the server shall stop
-_LOCAL = ("127.0.0.1", "::1")
 
 Host = Annotated[str, typer.Option(help="Address to listen on.")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: a free one.")]
@@ -63,6 +63,7 @@ def serve(
 ) -> int:
     """Answer OpenAI's clients over HTTP: chats and completions, streamed or whole."""
     from lazyllm_ext import apply
+    from lazyllm_ext.hf import settle_defaults
     from lazyllm_ext.serve import Engine, require_server
 
     with as_input_error(ValueError):
@@ -75,16 +76,31 @@ def serve(
     with listen(host, port) as listener:  # before minutes of loading
         tokenizer, loaded = load(folder, dtype, device)
         with as_input_error(ValueError, TypeError):
+            settled = settle_defaults(loaded)
             lazy = apply(loaded, pruning)
-        cache_bytes = int(cache_memory * 2**30)
-        engine = Engine(lazy, tokenizer, max_tokens=max_tokens, cache_bytes=cache_bytes)
-        settings = Settings(model_name or folder.name, max_queue, api_key or None, _log)
+            engine = Engine(
+                lazy,
+                tokenizer,
+                max_tokens=max_tokens,
+                cache_bytes=int(cache_memory * 2**30),
+                stop=settled.stop_strings,
+            )
+        settings = Settings(
+            model_name or folder.name,
+            max_queue,
+            api_key or None,
+            host=host if _is_local(listener) and not api_key else None,
+            log=_log,
+        )
         name = lazy.schedule.name or schedule
-        _run(engine, settings, listener, f"schedule {name}, caches of up to {cache_memory:g} GiB")
+        about = f"schedule {name}, caches of up to {cache_memory:g} GiB"
+        _run(engine, settings, listener, about, settled.sentence())
     return 0
 
 
-def _run(engine: Engine, settings: Settings, listener: socket.socket, about: str) -> None:
+def _run(
+    engine: Engine, settings: Settings, listener: socket.socket, about: str, unused: str | None
+) -> None:
     """Answer until the server is interrupted, which is how it is meant to end."""
     from lazyllm_ext.serve.app import make_app
 
@@ -92,20 +108,34 @@ def _run(engine: Engine, settings: Settings, listener: socket.socket, about: str
     host, port = listener.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
     _say(f"{url}  model {settings.name}, {about}; Ctrl-C ends it")
-    if host not in _LOCAL and not settings.api_key:
+    if not _is_local(listener) and not settings.api_key:
         _say("Whoever reaches this address may use it: no --api-key.", style="yellow")
+    if unused is not None:
+        _say(unused, style="yellow")
     with suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
     _say("stopped")
+
+
+def _is_local(listener: socket.socket) -> bool:
+    """Whether only this machine reaches it."""
+    return ip_address(listener.getsockname()[0]).is_loopback
 
 
 def _log(line: str) -> None:
     _say(f"{datetime.now():%H:%M:%S}  {line}")
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Not the end of the program, as rich has it."""
+
+
 def _say(line: str, style: str | None = None) -> None:
-    """A line on standard error, as it is."""
-    Console(stderr=True, highlight=False).print(line, style=style, markup=False, soft_wrap=True)
+    """A line on standard error, as it is; where nobody can read it, answers go on without."""
+    with suppress(OSError):
+        console = _Console(stderr=True, highlight=False)
+        console.print(line, style=style, markup=False, soft_wrap=True)
 
 
 def make_server(app: Any) -> Any:
@@ -118,7 +148,11 @@ def make_server(app: Any) -> Any:
             await super().shutdown(sockets)
 
     config = uvicorn.Config(
-        app, log_level="error", access_log=False, timeout_graceful_shutdown=_GRACE_SECONDS
+        app,
+        lifespan="off",  # the application has none, and a second Ctrl-C would end it with an error
+        log_level="error",
+        access_log=False,
+        timeout_graceful_shutdown=_GRACE_SECONDS,
     )
     return Server(config)
 

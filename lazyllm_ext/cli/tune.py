@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,11 +14,11 @@ from rich.markup import escape
 
 from . import options
 from .errors import CommandError, as_input_error, say_skipped
-from .loading import find_folder, load, pick_device
+from .loading import find_folder, load, pick_device, settle
 
 if TYPE_CHECKING:
     from lazyllm_ext.lab.evaluation import Item, Subject
-    from lazyllm_ext.lab.tune import Outcome, Tuning, Wish
+    from lazyllm_ext.lab.tune import Journal, Outcome, Tuning, Wish
 
 
 Prompts = Annotated[
@@ -80,32 +81,53 @@ def tune(
 ) -> int:
     """Find the cheapest schedule that stays near the dense model on your own prompts."""
     from lazyllm_ext.lab.evaluation import Subject
+    from lazyllm_ext.lab.evaluation.results import model_digest
     from lazyllm_ext.lab.tools.figures import require_matplotlib
-    from lazyllm_ext.lab.tools.files import os_error_as
-    from lazyllm_ext.lab.tune import Wish
+    from lazyllm_ext.lab.tune import Journal, Wish
 
-    if output.parent != Path() and not output.parent.is_dir():
+    if not output.parent.is_dir():
         raise CommandError(f"--output: no such folder: {output.parent}")
     with as_input_error(ValueError):
         wish = Wish(bound, agreement, new_tokens, boundaries, runs)
         if report is not None:
             require_matplotlib()
         aims = _aims(prompts, output, report, limit)
+        _check_places(aims)
     for aim in aims:
         say_skipped(aim.faults, "prompts")
     device = pick_device(device)
     folder = find_folder(model, quiet=False)
     tokenizer, loaded = load(folder, dtype, device)
+    settle(loaded, greedy=True)
     with as_input_error(ValueError, TypeError):
         subject = Subject(loaded, tokenizer, chat=chat)
         _check(aims, subject, new_tokens)
-        if aims[0].kind:
-            with os_error_as(f"--output: cannot make the folder {output}"):
-                output.mkdir(exist_ok=True)
     about = f"{folder.name}, {str(loaded.dtype).removeprefix('torch.')}, {loaded.device.type}"
+    depends = {"model": model_digest(folder), "setting": about, "new_tokens": new_tokens}
+    journals = []
     for aim in aims:
-        _reach(aim, subject, wish, folder.name, about)
+        with as_input_error(ValueError):
+            place = aim.output.with_name(f"{aim.output.name}.partial")
+            journals.append(Journal(place, depends))
+        _reach(aim, subject, wish, folder.name, about, journals[-1])
+    for journal in journals:  # only now: an interrupt between two files loses nothing either
+        journal.remove()
     return 0
+
+
+def _check_places(aims: Sequence[Aim]) -> None:
+    """Make the folders that results go to, and refuse what cannot be written, before the search."""
+    from lazyllm_ext.lab.tools.files import check_writable, os_error_as
+
+    for aim in aims:
+        if aim.kind:
+            with os_error_as(f"--output: cannot make the folder {aim.output.parent}"):
+                aim.output.parent.mkdir(exist_ok=True)
+        check_writable("--output", aim.output)
+        if aim.report is not None:
+            with os_error_as(f"--report: cannot make the folder {aim.report}"):
+                aim.report.mkdir(parents=True, exist_ok=True)
+            check_writable("--report", aim.report / "report.md")
 
 
 def _check(aims: Sequence[Aim], subject: Subject, new_tokens: int) -> None:
@@ -120,13 +142,24 @@ def _check(aims: Sequence[Aim], subject: Subject, new_tokens: int) -> None:
             halves(fitting)
 
 
-def _reach(aim: Aim, subject: Subject, wish: Wish, model: str, about: str) -> None:
+def _reach(
+    aim: Aim, subject: Subject, wish: Wish, model: str, about: str, journal: Journal
+) -> None:
     """Find the schedule; show and write it."""
     from lazyllm_ext.lab import tune as lab
 
-    with as_input_error(ValueError, TypeError), _search_bar(aim.kind) as progress:
-        name = "-".join(filter(None, ("tuned", model, aim.kind)))
-        tuning = lab.tune(subject, aim.items, wish, name, progress)
+    if journal.found:
+        print(f"lazyllm-ext: {journal.found} results found in {journal.path}", file=sys.stderr)
+    try:
+        with as_input_error(ValueError, TypeError), _search_bar(aim.kind) as progress:
+            name = "-".join(filter(None, ("tuned", model, aim.kind)))
+            tuning = lab.tune(subject, aim.items, wish, name, progress, journal)
+    except KeyboardInterrupt:
+        raise CommandError(
+            f"interrupted with {journal.found} results in {journal.path}; the same command goes on "
+            "from there",
+            status=130,
+        ) from None
     if aim.kind:
         print(f"{aim.kind}:")
     _show(tuning)

@@ -75,7 +75,7 @@ class Projection(nn.Module):
         """`forward` outside TorchScript, where the linear may have been changed."""
         # A tracer puts parameters of its own in place; what is exported has been checked.
         plain = torch.compiler.is_exporting() or is_plain(self.linear)
-        return self._plain(x) if plain else self._part(self.linear(x))
+        return self._plain(x) if plain else self._part(called(self.linear, x))
 
     def _plain(self, x: Tensor) -> Tensor:
         """The outputs of a plain nn.Linear."""
@@ -140,6 +140,16 @@ def projection(module: nn.Module) -> Projection:
 def or_identity(module: nn.Module | None) -> nn.Module:
     """The module, whatever its truth value is, or one that does nothing."""
     return nn.Identity() if module is None else module
+
+
+def called(module: nn.Module, x: Tensor) -> Tensor:
+    """A module of somebody's own on rows [rows, …], called with a batch as transformers does.
+
+    So a hook finds tokens and values where it looks for them. The batch is one: rows of several
+    sequences stand one after another.
+    """
+    rows: Tensor = module(x.unsqueeze(0))
+    return rows.squeeze(0)
 
 
 def is_untouched(module: nn.Module) -> bool:
@@ -251,7 +261,7 @@ class Rotary(nn.Module):
     """Rotary position embedding with fixed frequencies.
 
     Args:
-        inv_freq: [rotary_dim / 2] float32, the model's own buffer.
+        inv_freq: [rotary_dim / 2], the model's own buffer, used as float32.
         scaling: factor on cos and sin (transformers' `attention_scaling`).
     """
 
@@ -259,12 +269,12 @@ class Rotary(nn.Module):
 
     def __init__(self, inv_freq: Tensor, scaling: float = 1.0):
         super().__init__()
-        self.register_buffer("inv_freq", inv_freq.float(), persistent=False)
+        self.register_buffer("inv_freq", inv_freq, persistent=False)
         self.scaling = scaling
 
     def forward(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """positions [rows] int64 -> cos, sin [rows, rotary_dim / 2] in `dtype`."""
-        angle = positions.float().unsqueeze(1) * self.inv_freq  # [rows, rotary_dim / 2]
+        angle = positions.float().unsqueeze(1) * self.inv_freq.float()  # [rows, rotary_dim / 2]
         cos, sin = angle.cos() * self.scaling, angle.sin() * self.scaling
         return cos.to(dtype), sin.to(dtype)
 

@@ -3,17 +3,23 @@
 `api` is what a user calls, `cache` what a call does, `models` the description of models.
 """
 
-from .api import Lazy, apply
+from .api import Lazy, ModelDefaults, apply, settle_defaults
 from .cache import LazyCache, Progress, Report, SequenceReport
-from .models import SUPPORTED, build_decoder
+from .models import SUPPORTED, as_chat, build_decoder, check_tokens, load_model, load_tokenizer
 
 __all__ = [
     "SUPPORTED",
     "Lazy",
     "LazyCache",
+    "ModelDefaults",
     "Progress",
     "Report",
     "SequenceReport",
     "apply",
+    "as_chat",
     "build_decoder",
+    "check_tokens",
+    "load_model",
+    "load_tokenizer",
+    "settle_defaults",
 ]

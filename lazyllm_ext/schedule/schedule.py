@@ -24,6 +24,7 @@ from lazyllm_ext.json_input import (
     checked,
     decode,
     given_fields,
+    read_json,
     read_object,
     shown,
 )
@@ -153,12 +154,10 @@ class PruningSchedule:
             return cls.from_dict(decode(source, "schedule"))
         path = os.fspath(source)
         try:
-            with open(path, encoding="utf-8") as file:
-                text = file.read()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-            raise ValueError(f"schedule: cannot read {path!r}: {reason}") from error
-        return _parse(decode(text, f"schedule {path!r}"), f"schedule {path!r}")
+            data = read_json(path, f"schedule {path!r}")
+        except OSError as error:
+            raise ValueError(f"schedule: cannot read {path!r}: {error.strerror}") from error
+        return _parse(data, f"schedule {path!r}")
 
     @classmethod
     def load(

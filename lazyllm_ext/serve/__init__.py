@@ -1,8 +1,8 @@
 """An OpenAI-compatible server for one model: chat, completions, streaming, reused caches.
 
-On its way a request meets `app`, the FastAPI application; `parameters`, which reads it; `queue`,
-where it waits; `engine`, which answers one at a time on the model with `prefix_caches` and
-`detokenizer`; and `shapes`, which writes the response.
+On its way a request meets `app`, the FastAPI application; `admission`, which says who is answered;
+`parameters` and `prompts`, which read it; `queue`, where it waits; `engine`, which answers one at a
+time on the model with `prefix_caches` and `detokenizer`; and `shapes`, which writes the response.
 """
 
 from importlib.util import find_spec

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +15,22 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from .engine import ClientLeft, Completion, Engine
+from lazyllm_ext.json_input import shown
+
+from .admission import Body, check_host, check_key
+from .engine import ClientLeft, Completion, Engine, GenerationRequest
 from .errors import ApiError, check_model, internal
-from .parameters import read_parameters
+from .parameters import ChatParameters, CompletionParameters, read_parameters
 from .queue import Job, RequestQueue
 from .shapes import Shape
 
-_MOST_BYTES = 64 << 20  # of a request
+_MOST_BYTES = 64 << 20  # of a request, whatever the model's context
+# Of a request's bytes: so many are read at once, and more when it has a place in the queue.
+_SMALL_BYTES = 64 << 10
+# Longer requests are made ready one at a time: it takes a hundred times their bytes.
+_LONG_BYTES = 1 << 20
+# What clients have to know beside an error.
+_HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 408: {"Connection": "close"}}
 _CLIENT_LEFT = 499  # what servers log for it; nobody reads the response
 
 
@@ -33,6 +41,7 @@ class Settings:
     name: str  # the model's name in requests and responses
     max_queue: int = 16  # how many requests may wait
     api_key: str | None = None  # what clients have to send; None for no check
+    host: str | None = None  # the only name in requests beside localhost; None for any
     log: Callable[[str], object] = lambda line: None  # is told each request in one line
 
 
@@ -63,8 +72,11 @@ class _Server:
         self.queue = RequestQueue(engine, settings.max_queue)
         self._watchers: set[asyncio.Task[None]] = set()
         self._started = int(time.time())
+        self._most_bytes = min(_MOST_BYTES, engine.most_bytes or _MOST_BYTES)
+        self._long = asyncio.Lock()
 
-    async def health(self) -> dict[str, Any]:
+    async def health(self, request: Request) -> dict[str, Any]:
+        check_host(request, self._settings.host)
         caches = self._engine.caches
         return {
             "status": "ok",
@@ -75,11 +87,11 @@ class _Server:
         }
 
     async def models(self, request: Request) -> dict[str, Any]:
-        self._check_key(request)
+        self._check_client(request)
         return {"object": "list", "data": [self._description()]}
 
     async def model(self, name: str, request: Request) -> dict[str, Any]:
-        self._check_key(request)
+        self._check_client(request)
         check_model(name, self._settings.name)
         return self._description()
 
@@ -97,27 +109,17 @@ class _Server:
     async def complete(self, request: Request) -> Response:
         return await self._respond(request, chat=False)
 
-    def _check_key(self, request: Request) -> None:
-        key = self._settings.api_key
-        if key is None:
-            return
-        sent = request.headers.get("authorization", "").encode("latin-1")  # as bytes came
-        if not hmac.compare_digest(sent, f"Bearer {key}".encode()):
-            raise ApiError(
-                "Authorization: expected 'Bearer ' and the key that the server was started with",
-                status=401,
-                code="invalid_api_key",
-                kind="authentication_error",
-            )
+    def _check_client(self, request: Request) -> None:
+        check_host(request, self._settings.host)
+        check_key(request, self._settings.api_key)
 
     async def _respond(self, request: Request, chat: bool) -> Response:
-        self._check_key(request)
-        body = await _body(request)
-        parameters = read_parameters(body, chat=chat, model=self._settings.name)
-        engine = self._engine
-        prepare: Any = engine.chat_request if chat else engine.completion_request
+        self._check_client(request)
+        self.queue.check_room()
+        body = Body(request, self._most_bytes)
+        await body.read(until=_SMALL_BYTES)
         with self.queue.reserve():
-            prepared = await asyncio.to_thread(prepare, parameters.prompt, parameters.sampling)
+            parameters, prepared = await self._prepare(await body.read(), chat)
         job = self.queue.submit(prepared)
         self._watch(request, job)
         shape = Shape(chat, self._settings.name, parameters.include_usage)
@@ -128,6 +130,20 @@ class _Server:
                 headers={"Cache-Control": "no-cache"},
             )
         return await self._whole(job, shape)
+
+    async def _prepare(
+        self, body: bytes, chat: bool
+    ) -> tuple[ChatParameters | CompletionParameters, GenerationRequest]:
+        """Read and tokenize, beside the event loop and with no other request in the way."""
+        async with self._long if len(body) > _LONG_BYTES else nullcontext():
+            return await asyncio.to_thread(self._read, body, chat)
+
+    def _read(
+        self, body: bytes, chat: bool
+    ) -> tuple[ChatParameters | CompletionParameters, GenerationRequest]:
+        parameters = read_parameters(body, chat=chat, model=self._settings.name)
+        prepare: Any = self._engine.chat_request if chat else self._engine.completion_request
+        return parameters, prepare(parameters.prompt, parameters.sampling)
 
     async def _whole(self, job: Job, shape: Shape) -> Response:
         with suppress(ClientLeft):
@@ -174,11 +190,12 @@ class _Server:
     async def refused(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, ApiError)
         self._settings.log(f"{error.status}: {error}")
-        return JSONResponse(error.to_dict(), error.status)
+        return JSONResponse(error.to_dict(), error.status, headers=_HEADERS.get(error.status))
 
     async def no_route(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        said = f"{request.method} {request.url.path}: {error.detail}"
+        # Not `request.url`, which is made of what the client says that the host is.
+        said = f"{request.method} {shown(request.scope['path'])}: {error.detail}"
         return JSONResponse(
             ApiError(said).to_dict(), error.status_code, headers=dict(error.headers or {})
         )
@@ -191,19 +208,6 @@ class _Server:
     async def failed(self, request: Request, error: Exception) -> Response:
         self._settings.log(f"failed: {error!r}")
         return JSONResponse(internal(error).to_dict(), 500)
-
-
-async def _body(request: Request) -> bytes:
-    """Raises ApiError for another type, which pages of other sites may send, and for too much."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise ApiError(f"Content-Type: expected application/json, got {kind!r}", status=415)
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > _MOST_BYTES:
-            raise ApiError(f"body: expected at most {_MOST_BYTES} bytes, got more", status=413)
-    return bytes(body)
 
 
 def _event(data: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from threading import Event, Lock
+from threading import Event
 from time import perf_counter
 from typing import Any
 
@@ -15,8 +15,9 @@ from transformers.generation.stopping_criteria import StoppingCriteria, Stopping
 from lazyllm_ext.hf import Lazy, Report
 
 from .detokenizer import Detokenizer
-from .errors import ApiError, expected
+from .errors import ApiError
 from .prefix_caches import PrefixCaches
+from .prompts import Prompts
 
 # Below it sampling takes the likeliest token, and dividing by it would leave the range of numbers.
 _LEAST_TEMPERATURE = 1e-4
@@ -71,16 +72,33 @@ class Engine:
     Args:
         max_tokens: of an answer whose request names no number.
         cache_bytes: budget of the caches that are kept; 0 for none.
+        stop: strings that end every answer, beside those of its request.
+
+    Raises:
+        ValueError: the tokenizer's chat template is not one.
     """
 
-    def __init__(self, lazy: Lazy, tokenizer: Any, *, max_tokens: int, cache_bytes: int):
+    def __init__(
+        self,
+        lazy: Lazy,
+        tokenizer: Any,
+        *,
+        max_tokens: int,
+        cache_bytes: int,
+        stop: tuple[str, ...] = (),
+    ):
         self.lazy, self.tokenizer, self._max_tokens = lazy, tokenizer, max_tokens
+        self._stop = stop
         self.caches = PrefixCaches(cache_bytes)
         config = lazy.model.config.get_text_config()
         self._context: int | None = getattr(config, "max_position_embeddings", None)
-        self._vocabulary: int = lazy.model.get_input_embeddings().num_embeddings
-        # Encoding sets a fast tokenizer's truncation, which two threads must not do at once.
-        self._encoding = Lock()
+        vocabulary: int = lazy.model.get_input_embeddings().num_embeddings
+        self._prompts = Prompts(tokenizer, self._context, vocabulary)
+
+    @property
+    def most_bytes(self) -> int | None:
+        """Of a request's JSON; None for no bound."""
+        return self._prompts.most_bytes
 
     def chat_request(self, messages: list[dict[str, str]], sampling: Sampling) -> GenerationRequest:
         """A chat as the model's template writes it.
@@ -88,24 +106,7 @@ class Engine:
         Raises:
             ApiError: there is no template, it refuses the messages, or they are too long.
         """
-        if not getattr(self.tokenizer, "chat_template", None):
-            raise ApiError(
-                "messages: expected a model with a chat template, got one without; ask "
-                "/v1/completions",
-                "messages",
-            )
-        from jinja2 import TemplateError
-
-        with self._encoding:
-            try:
-                text = self.tokenizer.apply_chat_template(
-                    messages, tokenize=False, add_generation_prompt=True
-                )
-            except TemplateError as error:
-                raise ApiError(
-                    f"messages: the model's chat template refuses them: {error}", "messages"
-                ) from error
-            tokens = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        tokens = self._prompts.of_chat(messages)
         return self._request("messages", tokens, sampling, continues_text=False)
 
     def completion_request(self, prompt: str | list[int], sampling: Sampling) -> GenerationRequest:
@@ -114,13 +115,8 @@ class Engine:
         Raises:
             ApiError: it is empty, too long, or holds a number that is no token.
         """
-        if isinstance(prompt, list):
-            wrong = [token for token in prompt if not 0 <= token < self._vocabulary]
-            if wrong:
-                raise expected("prompt", f"tokens from 0 to {self._vocabulary - 1}", wrong[0])
-            return self._request("prompt", prompt, sampling, continues_text=True)
-        with self._encoding:
-            tokens = self.tokenizer(prompt)["input_ids"]
+        prompts = self._prompts
+        tokens = prompts.of_text(prompt) if isinstance(prompt, str) else prompts.checked(prompt)
         return self._request("prompt", tokens, sampling, continues_text=True)
 
     def _request(
@@ -162,7 +158,8 @@ class Engine:
         held_before = self.caches.take(request.tokens)
         cache = held_before or self.lazy.new_cache()
         before = request.tokens[-1:] if request.continues_text else ()
-        detokenizer = Detokenizer(self.tokenizer, request.sampling.stop, before)
+        stops = (*request.sampling.stop, *self._stop)
+        detokenizer = Detokenizer(self.tokenizer, stops, before)
         watch = _TokenWatch(detokenizer, emit, left, self._ends())
 
         def layer_done(progress: object) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lazyllm_ext.json_input import wrong
+from lazyllm_ext.json_input import shown, wrong
 
 
 class ApiError(Exception):
@@ -43,7 +43,7 @@ def check_model(asked: str, served: str) -> None:
     """Raises ApiError where another model is asked for than the one that is served."""
     if asked != served:
         raise ApiError(
-            f"model: expected {served!r}, the one that is served, got {asked!r}",
+            f"model: expected {served!r}, the one that is served, got {shown(asked)}",
             "model",
             status=404,
             code="model_not_found",

@@ -6,7 +6,7 @@ import json
 from dataclasses import field, fields, replace
 from typing import Annotated, Any
 
-from pydantic import Field, PlainValidator
+from pydantic import BeforeValidator, Field, PlainValidator
 
 from lazyllm_ext.json_input import Expects, InputError, checked, decode, read_object
 
@@ -132,7 +132,18 @@ def _unsupported(name: str) -> ApiError:
     return ApiError(f"{name}: not supported", name, code="unsupported_parameter")
 
 
-Limit = Annotated[int | None, Field(ge=1, le=2**31), Expects("a whole number of at least 1")]
+def _whole(given: Any) -> Any:
+    """12.0, as some clients write it, is 12: JSON knows one kind of number."""
+    return int(given) if isinstance(given, float) and given.is_integer() else given
+
+
+_MOST_TOKENS = 2**31
+Limit = Annotated[
+    int | None,
+    Field(ge=1, le=_MOST_TOKENS),
+    BeforeValidator(_whole),
+    Expects(f"a whole number from 1 to {_MOST_TOKENS}"),
+]
 
 
 @checked(extra="ignore")
@@ -151,6 +162,7 @@ class Parameters:
     seed: Annotated[
         int | None,
         Field(ge=-(2**63), le=2**63 - 1),
+        BeforeValidator(_whole),
         Expects(f"a whole number from {-(2**63)} to {2**63 - 1}"),
     ] = None
     stop: Annotated[tuple[str, ...], PlainValidator(_stops)] = ()

@@ -40,7 +40,7 @@ class RequestQueue:
         Raises:
             ApiError: the queue is full.
         """
-        self._check_room()
+        self.check_room()
         self._reserved += 1
         try:
             yield
@@ -53,13 +53,14 @@ class RequestQueue:
         Raises:
             ApiError: the queue is full.
         """
-        self._check_room()
+        self.check_room()
         job = Job(request)
         job.future = self._worker.submit(job.run, self._engine)
         self._jobs.add(job)
         return job
 
-    def _check_room(self) -> None:
+    def check_room(self) -> None:
+        """Raises ApiError where the queue is full."""
         if self._closed:
             raise _stopping()
         if len(self) + self._reserved > self._max_waiting:

@@ -48,7 +48,7 @@ def from_tensors(spec: StoreSpec, tensors: dict[str, Tensor]) -> LazyState:
     Raises:
         ValueError: a tensor is missing or too many, has another dtype or shape than a decoder of
             this spec gives it, or holds what no state holds: slots that were not handed out,
-            counts that contradict each other.
+            counts that contradict each other, importance below 0.
     """
     if "length" not in tensors or "keys.0" not in tensors:
         raise ValueError("expected the tensors of a saved state, got others")
@@ -72,6 +72,8 @@ def from_tensors(spec: StoreSpec, tensors: dict[str, Tensor]) -> LazyState:
     )
     _check_slots(state)
     _check_active(state)
+    for boundary, importance in enumerate(state.importance):  # sums of probabilities, or NaN
+        _check_range(f"importance.{boundary}", importance, None)
     return state
 
 
@@ -173,7 +175,7 @@ def _check_range(name: str, got: Tensor, most: Tensor | None, least: int = 0) ->
         return
     place = tuple(outside.nonzero()[0].tolist())
     bounds = f"{least} or more" if most is None else f"{least} to {int(most[place])}"
-    raise ValueError(f"{name}: expected {bounds}, got {int(got[place])} at place {list(place)}")
+    raise ValueError(f"{name}: expected {bounds}, got {got[place].item()} at place {list(place)}")
 
 
 def _check_same(name: str, got: Tensor, wanted: Tensor, expected: str) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,6 +44,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def chat_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with a chat template."""
     return _save(tmp_path_factory.mktemp("tiny-chat"), CHAT_TEMPLATE)
+
+
+@pytest.fixture
+def asking(folder: Path, tmp_path: Path) -> Callable[..., Path]:
+    """The model's folder with a generation configuration that asks for what is given."""
+
+    def make(**settings: object) -> Path:
+        asks = shutil.copytree(folder, tmp_path / "asking")
+        (asks / "generation_config.json").write_text(json.dumps(settings))
+        return asks
+
+    return make
 
 
 def _save(folder: Path, template: str | None) -> Path:

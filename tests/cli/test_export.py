@@ -37,10 +37,10 @@ def test_writes_what_loads(run: Callable[..., Ran], folder: Path, tmp_path: Path
         (["-o", "none/model.pt"], "--output: no such folder: none"),
         (["-o", "/"], "--output: expected a file, got a folder: /"),
         (["-o", "m.pt", "--format", "onnx"], "Invalid value for '--format': "),
-        (["-o", "m.pt", "--format", "aoti"], "schedule: expected max_revive, a bound of "),
+        (["-o", "m.pt", "--format", "aoti"], "--schedule: expected max_revive, a bound of "),
         (["-o", "m.pt", "--max-tokens", "0"], "Invalid value for '--max-tokens': "),
         (["-o", "m.pt", "--dtype", "int8"], "Invalid value for '--dtype': "),
-        (["-o", "m.pt", "--schedule", "fastest"], "schedule: got 'fastest', expected one of "),
+        (["-o", "m.pt", "--schedule", "fastest"], "--schedule: got 'fastest', expected one of "),
         (["-o", "m.pt", "--device", "tpu"], "--device: expected cpu, cuda or cuda:N, got 'tpu'"),
     ],
 )

@@ -287,7 +287,7 @@ def test_folders_that_are_no_model(run: Run, folder: Path, tmp_path: Path):
     config.write_text("{", encoding="utf-8")
     refuse("config.json cannot be read")
     config.write_text("[]", encoding="utf-8")
-    refuse("config.json cannot be read")
+    refuse("config.json: expected a JSON object, got []")
     config.write_text('{"model_type": "opt"}', encoding="utf-8")
     refuse(f"expected a model of type {', '.join(SUPPORTED)}, got 'opt' in")
     for file in folder.iterdir():

@@ -108,3 +108,59 @@ def test_the_stub_names_what_the_module_has():
     stub = Path(info.lazyllm_ext.__file__).with_name("_C.pyi").read_text(encoding="utf-8")
     named = {node.name for node in ast.parse(stub).body if isinstance(node, ast.FunctionDef)}
     assert named == {name for name in vars(built) if not name.startswith("_")}
+
+
+MAIN = "import sys; sys.argv = {}; from lazyllm_ext_command import main; main()"
+
+
+def test_standard_output_that_is_full():
+    done = in_a_process(
+        "import os; os.dup2(os.open('/dev/full', os.O_WRONLY), 1)\n"
+        + MAIN.format(["lazyllm-ext", "info"])
+    )
+    assert done.returncode == 1
+    assert done.stderr == (
+        "lazyllm-ext: standard output: cannot be written: No space left on device\n"
+    )
+
+
+def test_interrupt_while_pytorch_is_imported():
+    """By a hook on the import itself, so that the moment is always the same."""
+    hook = (
+        "import builtins, signal\n"
+        "real = builtins.__import__\n"
+        "def hook(name, *more):\n"
+        "    if name == 'torch':\n"
+        "        signal.raise_signal(signal.SIGINT)\n"
+        "    return real(name, *more)\n"
+        "builtins.__import__ = hook\n"
+    )
+    done = in_a_process(hook + MAIN.format(["lazyllm-ext", "info"]))
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "lazyllm-ext: interrupted\n"
+
+
+@pytest.mark.parametrize("arguments", [["info", "\udcff"], ["generate", "--prompt", "a\udcff"]])
+def test_bytes_that_are_no_utf8(run: Callable[..., Ran], arguments: list[str]):
+    ran = run(*arguments)
+    assert (ran.status, ran.stdout) == (2, "")
+    assert ran.stderr.startswith("lazyllm-ext: command line: expected UTF-8 text, got b'")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "got"),
+    [
+        (["generate", "--max-new-tokens", "0"], "'--max-new-tokens'"),
+        (["generate", "--max-new-tokens=0"], "'--max-new-tokens'"),
+        (["bench", "x", "--new-tokens", "many"], "'--new-tokens'"),
+        (["tune", "x", "--prompts", "y", "--runs", "0"], "'--runs'"),
+    ],
+)
+def test_a_message_about_a_range_says_what_was_got(
+    run: Callable[..., Ran], arguments: list[str], got: str
+):
+    ran = run(*arguments)
+    assert ran.status == 2
+    assert got in ran.stderr
+    value = arguments[-1].partition("=")[2] or arguments[-1]
+    assert value in ran.stderr.replace("'", " ").split()

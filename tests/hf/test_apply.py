@@ -141,22 +141,59 @@ class TestApply:
         assert twin.generate.__self__.model is twin
         assert_same_generation(generate(twin, input_ids=ids), expected, tolerance=0)
 
-    def test_a_model_changed_since_is_refused(self, model: nn.Module, ids: Tensor) -> None:
-        lazy = lazyllm_ext.apply(model, PRUNING)
+    def test_a_cache_of_a_model_that_was_cast_since(self, model: nn.Module, ids: Tensor) -> None:
+        lazyllm_ext.apply(model, PRUNING)
         past = model(ids, logits_to_keep=1).past_key_values
-        projection = model.model.layers[2].self_attn.q_proj
-        model.model.layers[2].self_attn.q_proj = copy.deepcopy(projection)
-        with pytest.raises(ValueError, match="q_proj was replaced"):
-            model(ids, logits_to_keep=1)
-        model.model.layers[2].self_attn.q_proj = projection
         model.to(torch.bfloat16)
-        with pytest.raises(ValueError, match="moved or cast"):
-            model(ids, logits_to_keep=1)
         with pytest.raises(ValueError, match=r"expected torch\.bfloat16 on cpu"):
             model(ids[:, :1], past_key_values=past)
-        lazy.remove()
-        lazyllm_ext.apply(model, PRUNING)
         assert model(ids, logits_to_keep=1).logits.dtype == torch.bfloat16
+
+    def test_a_cache_of_a_model_that_was_changed_since(self, model: nn.Module, ids: Tensor) -> None:
+        """It goes on with what it holds, as transformers' own does, if the layers fit."""
+        lazy = lazyllm_ext.apply(model, keep_all(model))
+        plain = tiny_model("llama")
+        pasts = [one(ids, logits_to_keep=1).past_key_values for one in (model, plain)]
+        for one in (model, plain):
+            one.model.layers[1].self_attn.scaling *= 2
+        for _ in range(2):
+            ours, theirs = (
+                one(ids[:, :1], past_key_values=past).logits
+                for one, past in zip((model, plain), pasts, strict=True)
+            )
+            torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+        lazy.remove()
+        lazyllm_ext.apply(model, "dense")
+        pasts = [
+            model(ids, logits_to_keep=1, lazy_schedule=schedule).past_key_values
+            for schedule in (None, keep_all(model))
+        ]
+        del model.model.layers[0]
+        with pytest.raises(ValueError, match="begun when its layers were others"):
+            model(ids[:, :1], past_key_values=pasts[0])
+        with pytest.raises(ValueError, match="schedule: expected a full-attention layer, got"):
+            model(ids[:, :1], past_key_values=pasts[1])
+        model(ids, logits_to_keep=1)
+
+    def test_callbacks_stay(self, model: nn.Module, ids: Tensor) -> None:
+        lazy = lazyllm_ext.apply(model, PRUNING)
+        seen: list[int] = []
+        lazy.decoder.on_layer = lambda layer, rows: seen.append(layer)
+        lazy.decoder.on_importance = lambda boundary, scored: scored.flip(0)
+        expected = model(ids, logits_to_keep=1).logits
+        model.lm_head = copy.deepcopy(model.lm_head)
+        assert torch.equal(model(ids, logits_to_keep=1).logits, expected)
+        twin = copy.deepcopy(model)
+        assert torch.equal(twin(ids, logits_to_keep=1).logits, expected)
+        assert seen == [0, 1, 2, 3] * 3
+
+    @torch.no_grad()
+    def test_nothing_is_built_anew_for_nothing(self, model: nn.Module, ids: Tensor) -> None:
+        lazy = lazyllm_ext.apply(model, PRUNING)
+        decoder = lazy.decoder
+        generate(model, input_ids=ids, num_beams=2)
+        lazy.prefill(ids)
+        assert lazy.decoder is decoder
 
     def test_wrapped_projections_are_called(self, ids: Tensor) -> None:
         """As LoRA does it: another module in the projection's place, and it is not a Linear."""

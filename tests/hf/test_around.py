@@ -125,9 +125,52 @@ class TestAdapters:
             base.model.layers[1].mlp.up_proj.lora_B["default"].weight[0] += 1
         refused()
 
-    def test_the_wrapper_is_refused_by_name(self, adapted: Any) -> None:
-        with pytest.raises(ValueError, match=r"apply it to model\.get_base_model"):
-            lazyllm_ext.apply(adapted, "dense")
+    def test_the_wrapper_means_its_base_model(self, adapted: Any, ids: Tensor) -> None:
+        base = adapted.get_base_model()
+        expected = generate(adapted, input_ids=ids)
+        with lazyllm_ext.apply(adapted, keep_all(base)) as lazy:
+            assert lazy.model is base
+            assert_same_generation(generate(adapted, input_ids=ids), expected)
+            assert lazy.report().prompt_tokens == 39
+
+    @pytest.mark.parametrize(
+        "change", ["new target", "own", "merge", "unmerge", "delete", "unload"]
+    )
+    def test_changed_while_applied(self, adapted: Any, ids: Tensor, change: str) -> None:
+        base, peft = adapted.get_base_model(), pytest.importorskip("peft")
+        config = peft.LoraConfig(
+            r=4, target_modules=["o_proj", "gate_proj", "lm_head"], init_lora_weights=False
+        )
+        if change == "unmerge":
+            adapted.merge_adapter()
+        lazy = lazyllm_ext.apply(adapted, keep_all(base))
+        generate(base, input_ids=ids)
+        if change == "new target":
+            adapted.add_adapter("new", config)
+            adapted.set_adapter("new")
+        elif change == "own":  # as model.add_adapter of transformers does
+            peft.inject_adapter_in_model(config, base, "new")
+        elif change == "merge":
+            adapted.merge_adapter()
+        elif change == "unmerge":
+            adapted.unmerge_adapter()
+        elif change == "delete":
+            adapted.delete_adapter("default")
+        else:
+            assert adapted.merge_and_unload() is base
+        base.eval()
+        ours = generate(base, input_ids=ids)
+        lazy.remove()
+        assert_same_generation(ours, generate(base, input_ids=ids))
+
+    def test_norms_that_an_adapter_replaces(self, adapted: Any, ids: Tensor) -> None:
+        base, peft = adapted.get_base_model(), pytest.importorskip("peft")
+        lazyllm_ext.apply(base, "dense")
+        peft.inject_adapter_in_model(
+            peft.LNTuningConfig(target_modules=["input_layernorm"]), base, "tuned"
+        )
+        with pytest.raises(lazyllm_ext.NotSupportedError, match="got LNTuningLayer"):
+            generate(base, input_ids=ids)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from transformers import Cache, DynamicCache
 import lazyllm_ext
 from lazyllm_ext import LazyCache
 from lazyllm_ext.hf.models.versions import CACHE_NAME
+from lazyllm_ext.state import to_tensors
 
 from .tiny import PRUNING, keep_all, left_padded
 
@@ -132,11 +134,17 @@ def test_not_for_a_plain_model(lazy: Any, ids: Tensor) -> None:
         lazy.model(ids[:, :1], past_key_values=cache)
 
 
-def test_its_layers_are_not_read(lazy: Any, ids: Tensor) -> None:
+@pytest.mark.parametrize("copied", [False, True])
+def test_its_layers_are_not_read(lazy: Any, ids: Tensor, copied: bool) -> None:
     """As code does that knows transformers' own caches: one sentence says why not."""
     cache = lazy.prefill(ids)
+    cache = cache.copy() if copied else cache
+    for _ in cache.layers:  # as transformers' generate does on GPUs
+        raise AssertionError("expected a loop to find nothing")
     for use in (
         lambda: cache.layers[0].keys,
+        lambda: cache.layers[-1],
+        lambda: cache.layers[:2],
         lambda: len(cache.layers),
         lambda: list(cache.layers),
         lambda: cache[0],
@@ -173,3 +181,69 @@ def test_a_question_for_another_number_of_documents(lazy: Any, ids: Tensor) -> N
     ):
         with pytest.raises(ValueError, match=message):
             lazy.model.generate(asked, past_key_values=document, max_new_tokens=2)
+
+
+@pytest.mark.parametrize("given", [[1, 2], None, "3", 1.0, torch.tensor([1, 2])])
+def test_crop_takes_a_number(lazy: Any, ids: Tensor, given: Any) -> None:
+    cache = _filled(lazy, ids)
+    with pytest.raises(TypeError) as error:
+        cache.crop(given)
+    assert str(error.value) == f"crop: expected a number of columns, got {given!r}"
+    cache.crop(torch.tensor(-1))
+    assert cache.get_seq_length() == 12
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        (torch.tensor([0, 3]), "[0, 3]"),
+        (torch.tensor([-1]), "[-1]"),
+        (torch.tensor([0.0]), "[0.0]"),
+        (torch.tensor([[0]]), "[[0]]"),
+        (torch.tensor(1), "1"),
+        (torch.tensor([True, False]), "[True, False]"),
+        (torch.tensor([False] * 3), "[False, False, False]"),
+        (torch.tensor([], dtype=torch.int64), "[]"),
+        ([0, True], "[0, True]"),
+        ("all", "'all'"),
+    ],
+)
+def test_sequences_that_there_are_not(lazy: Any, ids: Tensor, given: Any, shown: str) -> None:
+    cache = _filled(lazy, ids)
+    for method in (cache.batch_select_indices, cache.reorder_cache):
+        with pytest.raises(ValueError) as error:
+            method(given)
+        assert str(error.value) == (
+            "indices: expected some of the sequences 0 to 2, or a bool for each, got " + shown
+        )
+    assert cache.batch_size == 3
+    cache.batch_select_indices([2, 0])
+    assert cache.batch_size == 2
+
+
+@pytest.mark.parametrize("repeats", [0, -1, 1.5, None])
+def test_repeats_that_make_no_sense(lazy: Any, ids: Tensor, repeats: Any) -> None:
+    cache = _filled(lazy, ids)
+    with pytest.raises(ValueError, match=f"expected repeats of at least 1, got {repeats}"):
+        cache.batch_repeat_interleave(repeats)
+    assert cache.batch_size == 3
+
+
+@pytest.mark.parametrize("how", [copy.copy, copy.deepcopy, LazyCache.copy])
+def test_every_copy_goes_on_by_itself(lazy: Any, ids: Tensor, how: Any) -> None:
+    prefix = _filled(lazy, ids)
+    twin = how(prefix)
+    first = _next(lazy, twin, ids[:, :4])
+    assert (prefix.get_seq_length(), twin.get_seq_length()) == (13, 17)
+    assert torch.equal(_next(lazy, prefix, ids[:, :4]), first)
+
+
+def test_a_pickled_cache_holds_the_same(lazy: Any, ids: Tensor) -> None:
+    """Outputs of a model may be sent to another process; what goes on there is lazy.save's."""
+    cache = _filled(lazy, ids)
+    sent = pickle.loads(pickle.dumps(cache))
+    assert (sent.get_seq_length(), sent.batch_size) == (13, 3)
+    got, expected = (to_tensors(each.state, each.plan.spec) for each in (sent, cache))
+    assert all(torch.equal(got[name], tensor) for name, tensor in expected.items())
+    with pytest.raises(ValueError, match=r"expected a cache of this lazyllm_ext.apply, got anoth"):
+        _next(lazy, sent, ids)

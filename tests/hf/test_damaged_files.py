@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import lazyllm_ext
+from lazyllm_ext.hf.cache.tensor_file import write_tensors
+from lazyllm_ext.state import to_tensors
 
 from .tiny import PRUNING, left_padded, tiny_model
 
@@ -46,16 +49,20 @@ def path(whole: Path, tmp_path: Path) -> Path:
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What a file holds, but for checksums; `write_tensors` makes new ones."""
     with safe_open(path, "pt") as file:
         metadata: dict[str, str] = file.metadata()
+    del metadata["checksums"]
     return load_file(path), metadata
 
 
-def _assert_refused(lazy: Any, path: Path, said: str) -> None:
+def _assert_refused(lazy: Any, path: Path, said: str, got: str = "a damaged one") -> None:
+    """Where `said` ends with a blank, more may follow."""
     with pytest.raises(ValueError) as error:
         lazy.load(path)
-    sentence = f"path: {path}: expected a saved prefill, got a damaged one: {said}"
-    assert str(error.value) == sentence
+    sentence = f"path: {path}: expected a saved prefill, got {got}: {said}"
+    assert str(error.value).startswith(sentence)
+    assert said.endswith(" ") or str(error.value) == sentence
 
 
 def entry(*place: int, becomes: int) -> Change:
@@ -123,6 +130,8 @@ DAMAGES: list[tuple[str, Change | None, str]] = [
     ("position.0", wider,
      "length: expected 14 in the longest sequence, the columns of position.0, got 13"),
     ("position.0", shorter, "position.0: expected shape [3, 13], got [2, 13]"),
+    ("importance.1", entry(1, 2, becomes=-1),
+     "importance.1: expected 0 or more, got -1.0 at place [1, 2]"),
     # Slots that were not handed out, twice, for no token and for none that has to have one.
     ("slot.0", entry(1, 0, becomes=27), "slot.0: expected -1 to 26, got 27 at place [1, 0]"),
     ("slot.1", entry(1, 0, becomes=17), "slot.1: expected -1 to 16, got 17 at place [1, 0]"),
@@ -207,13 +216,13 @@ def test_a_tensor(lazy: Any, path: Path, name: str, change: Change | None, said:
     tensor = tensors.pop(name)
     if change is not None:
         tensors[name] = change(tensor).contiguous()
-    save_file(tensors, path, metadata)
+    write_tensors(path, tensors, metadata)
     _assert_refused(lazy, path, said)
 
 
 def test_a_tensor_too_many(lazy: Any, path: Path) -> None:
     tensors, metadata = _read(path)
-    save_file({**tensors, "keys.4": tensors["keys.3"].clone()}, path, metadata)
+    write_tensors(path, {**tensors, "keys.4": tensors["keys.3"].clone()}, metadata)
     said = "expected the tensors of a saved state, got too few or too many: keys.4"
     _assert_refused(lazy, path, said)
 
@@ -246,7 +255,7 @@ def test_a_field(lazy: Any, path: Path, name: str, value: str | None, said: str)
     del metadata[name]
     if value is not None:
         metadata[name] = value
-    save_file(tensors, path, metadata)
+    write_tensors(path, tensors, metadata)
     _assert_refused(lazy, path, said)
 
 
@@ -259,7 +268,7 @@ def test_a_schedule_of_other_fields(lazy: Any, path: Path, change: str) -> None:
         rules["max_rebirth"] = None
     else:
         assert rules.pop("max_revive") is None
-    save_file(tensors, path, {**metadata, "schedule": json.dumps(rules)})
+    write_tensors(path, tensors, {**metadata, "schedule": json.dumps(rules)})
     name = "max_rebirth" if change == "more" else "max_revive"
     with pytest.raises(ValueError, match=f"under a schedule with other {name}$"):
         lazy.load(path)
@@ -271,7 +280,7 @@ def test_a_damaged_header(lazy: Any, path: Path) -> None:
     size = 8 + int.from_bytes(raw[:8], "little")
     generator = torch.Generator().manual_seed(6)
     said = set()
-    for place in torch.randint(size, (400,), generator=generator).tolist():
+    for place in torch.randint(size, (200,), generator=generator).tolist():
         for byte in (raw[place] ^ 1, ord("x"), ord("{")):
             path.write_bytes(raw[:place] + bytes([byte]) + raw[place + 1 :])
             try:
@@ -287,3 +296,154 @@ def test_a_file_that_is_cut_off(lazy: Any, path: Path, end: int) -> None:
     path.write_bytes(path.read_bytes()[:end])
     with pytest.raises(ValueError, match="expected a saved prefill, got a damaged one or ano"):
         lazy.load(path)
+
+
+def _said(lazy: Any, path: Path) -> str | None:
+    """What is said of a file; None where it loads."""
+    try:
+        lazy.load(path)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def test_a_bit_anywhere(lazy: Any, path: Path) -> None:
+    """Each is found: no file loads that is not what was written."""
+    raw = path.read_bytes()
+    generator = torch.Generator().manual_seed(8)
+    size = 8 + int.from_bytes(raw[:8], "little")
+    tensors = torch.randint(size, len(raw), (200,), generator=generator)
+    for place in [*range(0, size, 31), *tensors.tolist()]:
+        path.write_bytes(raw[:place] + bytes([raw[place] ^ 1 << place % 8]) + raw[place + 1 :])
+        said = _said(lazy, path)
+        assert said is not None, place
+        assert said.startswith(f"path: {path}: expected "), said
+        assert "\n" not in said
+        if place >= size:
+            assert ": expected checksum " in said
+
+
+@pytest.mark.parametrize("name", ["keys.2", "importance.0", "position.0", "document"])
+def test_a_tensor_of_zeros_is_not_what_was_written(lazy: Any, path: Path, name: str) -> None:
+    """In its right place, with the checksums of the file."""
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    tensors[name] = torch.zeros_like(tensors[name])
+    save_file(tensors, path, metadata)
+    _assert_refused(lazy, path, f"{name}: expected checksum ")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda sums: sums.pop("keys.1"), "checksums: expected one of each tensor, got too few "
+         "or too many: keys.1"),
+        (lambda sums: sums.update(a=1), "checksums: expected one of each tensor, got too few "
+         "or too many: a"),
+        (lambda sums: sums.update(used="1"), "used: expected checksum 1, got "),
+        (lambda sums: sums.pop("__metadata__"), "__metadata__: expected checksum None, got "),
+    ],
+)  # fmt: skip
+def test_checksums(lazy: Any, path: Path, change: Callable[[Any], object], said: str) -> None:
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    sums = json.loads(metadata["checksums"])
+    change(sums)
+    save_file(load_file(path), path, {**metadata, "checksums": json.dumps(sums)})
+    _assert_refused(lazy, path, said)
+    save_file(load_file(path), path, {**metadata, "checksums": "[]"})
+    said = "checksums: expected a JSON object, got []"
+    _assert_refused(lazy, path, said, "a damaged one or another file")
+
+
+def test_two_tensors_in_each_others_place(lazy: Any, path: Path) -> None:
+    """Their checksums go along; the names are part of them."""
+    tensors, _ = _read(path)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    sums = json.loads(metadata["checksums"])
+    for both in (tensors, sums):
+        both["keys.0"], both["values.0"] = both["values.0"], both["keys.0"]
+    save_file(tensors, path, {**metadata, "checksums": json.dumps(sums)})
+    _assert_refused(lazy, path, "keys.0: expected checksum ")
+
+
+def test_files_of_before_checksums(lazy: Any, path: Path) -> None:
+    """They load, unless they say that they have some."""
+    tensors, metadata = _read(path)
+    save_file(tensors, path, metadata)
+    _assert_refused(lazy, path, "expected the fields of one, got no checksums")
+    old = {**metadata, "format": "lazyllm-ext prefill 1"}
+    save_file(tensors, path, old)
+    assert lazy.load(path).get_seq_length() == 13
+    tensors["keys.0"][0] += 1
+    save_file(tensors, path, old)
+    assert lazy.load(path).get_seq_length() == 13
+    save_file(tensors, path, {**old, "checksums": "{}"})
+    _assert_refused(lazy, path, "__metadata__: expected checksum None, got ")
+
+
+def test_a_bool_of_other_bytes(lazy: Any, path: Path) -> None:
+    tensors, metadata = _read(path)
+    tensors["absent"] = torch.full_like(tensors["absent"], 7, dtype=torch.uint8).view(torch.bool)
+    write_tensors(path, tensors, metadata)
+    _assert_refused(lazy, path, "absent: expected bytes of 0 and 1, got others")
+
+
+HEADERS = [
+    ("[]", "header: expected a JSON object, got []"),
+    ('{"__metadata__": {"a": 1}}', "__metadata__: expected a JSON object of texts, got {'a': 1}"),
+    ('{"a": []}', "a: expected a JSON object, got []"),
+    ('{"a": {"dtype": "F32"}}', "a: shape: expected list[int], got nothing"),
+    ('{"a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}',
+     "a: dtype: expected one of F64, F32, F16, BF16, I64, I32, BOOL, got 'U8'"),
+    ('{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}',
+     "a: shape: expected sizes of 0 or more, got [-1]"),
+    ('{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0]}}',
+     "a: data_offsets: expected where it begins and ends, got [0]"),
+    ('{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}',
+     "a: data_offsets: expected [0, 8], for torch.float32 of shape [2] after the tensors before "
+     "it, got [0, 4]"),
+    ('{"a": {"dtype": "F32", "shape": [1000000000000], "data_offsets": [0, 4000000000000]}}',
+     "expected 4000000000000 bytes of tensors, got 8"),
+    ('{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}',
+     "expected 4 bytes of tensors, got 8"),
+    ('{"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}',
+     "a: data_offsets: expected [0, 4], for torch.float32 of shape [1] after the tensors before "
+     "it, got [4, 8]"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("header", "said"), HEADERS)
+def test_a_header(lazy: Any, path: Path, header: str, said: str) -> None:
+    path.write_bytes(len(header).to_bytes(8, "little") + header.encode() + bytes(8))
+    _assert_refused(lazy, path, said, "a damaged one or another file")
+
+
+def test_what_is_loaded_stays_when_its_file_changes(lazy: Any, path: Path) -> None:
+    """Its memory is its own: a file that is written over, or cut, changes nothing."""
+    cache, expected = lazy.load(path), lazy.load(path)
+    before = to_tensors(expected.state, expected.plan.spec)
+    before = {name: tensor.clone() for name, tensor in before.items()}
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.write(b"\xff" * size)
+    os.truncate(path, 0)
+    after = to_tensors(cache.state, cache.plan.spec)
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_saving_replaces_a_file_at_once(lazy: Any, path: Path, tmp_path: Path) -> None:
+    """A loaded file is written anew by who loaded it; links are followed, devices refused."""
+    link = tmp_path / "link"
+    link.symlink_to(path.name)
+    cache = lazy.load(link)
+    cache.crop(-1)
+    lazy.save(cache, link)
+    assert link.is_symlink()
+    assert lazy.load(path).get_seq_length() == 12
+    with pytest.raises(OSError) as error:
+        lazy.save(cache, "/dev/full")
+    assert str(error.value) == ("path: cannot write /dev/full: expected a file, got a device")
+    assert Path("/dev/full").is_char_device()

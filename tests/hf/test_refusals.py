@@ -158,10 +158,6 @@ MODELS = {
         r"layers\[0\]\.self_attn: expected the modules .* got .*q_norm",
     ),
     "replaced forward": (_changed(lambda m: setattr(m, "forward", m.forward)), "was replaced"),
-    "replaced norm": (
-        _changed(lambda m: setattr(m.model.norm, "forward", m.model.norm.forward)),
-        r"model\.norm: .* got a replaced one",
-    ),
     "hook": (
         _changed(lambda m: m.model.layers[0].register_forward_hook(_fail)),
         r"layers\[0\]: expected no forward hook, got _fail",

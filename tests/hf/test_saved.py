@@ -86,7 +86,8 @@ def test_tokens_of_32_bits_and_files_without_them(
         metadata = file.metadata()
     tensors = load_file(path)
     assert torch.equal(tensors.pop("document"), ids[:1])
-    save_file(tensors, path, metadata)  # as versions before wrote it
+    del metadata["checksums"]  # as versions before wrote it
+    save_file(tensors, path, {**metadata, "format": "lazyllm-ext prefill 1"})
     assert_same_generation(
         generate(model, **asked, past_key_values=lazy.load(path)), expected, tolerance=0
     )

@@ -278,7 +278,7 @@ def test_sources_that_are_no_schedule(tmp_path: Path):
         PruningSchedule.load(tmp_path)
     binary = tmp_path / "binary.json"
     binary.write_bytes(b"\xff\xfe{")
-    with pytest.raises(ValueError, match=r"cannot read .*: it is not UTF-8 text"):
+    with pytest.raises(ValueError, match=r"^schedule .*: expected UTF-8 text, got other bytes"):
         PruningSchedule.load(binary)
     with pytest.raises(ValueError, match="expected a PruningSchedule, a dict, a shipped name"):
         PruningSchedule.load(7)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,19 +16,40 @@ from typing import Any, Protocol
 import openai
 import pytest
 from cli.conftest import Ran
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import lazyllm_ext
 import lazyllm_ext.serve
 from lazyllm_ext.serve import require_server
+
+# What a model's own files may ask for, and the server gives as `generate` with one sequence does.
+OWN = {
+    "prompt_lookup_num_tokens": 4,
+    "num_beams": 3,
+    "use_cache": False,
+    "return_dict_in_generate": True,
+    "output_attentions": True,
+    "cache_implementation": "static",
+    "eos_token_id": 2,
+}
 
 
 class Run(Protocol):
     def __call__(self, *arguments: object) -> Ran: ...
 
 
+def changed(folder: Path, to: Path, **own: Any) -> Path:
+    """The model with other settings of its own for generation."""
+    shutil.copytree(folder, to)
+    (to / "generation_config.json").write_text(json.dumps(own), encoding="utf-8")
+    return to
+
+
 def test_from_its_start_to_its_end(folder: Path, tmp_path: Path) -> None:
+    model = changed(folder, tmp_path / "model", **OWN)
     command = "from lazyllm_ext.cli import main; main()"
     process = subprocess.Popen(
-        [sys.executable, "-c", command, "serve", folder, "--port", "0", "--model-name", "mine"],
+        [sys.executable, "-c", command, "serve", model, "--port", "0", "--model-name", "mine"],
         stderr=subprocess.PIPE,
         text=True,
         cwd=tmp_path,  # not where the sources are
@@ -37,9 +60,13 @@ def test_from_its_start_to_its_end(folder: Path, tmp_path: Path) -> None:
         line = process.stderr.readline()
         found = re.match(r"(http://127\.0\.0\.1:\d+/v1)  model mine, schedule balanced", line)
         assert found, line
+        line = process.stderr.readline()
+        assert all(f"{name}=" in line for name in OWN if name != "eos_token_id"), line
         client = openai.OpenAI(base_url=found[1], api_key="key", max_retries=0)
-        completion = client.completions.create(model="mine", prompt="A fox.", max_tokens=3)
-        assert completion.usage.completion_tokens == 3
+        completion = client.completions.create(
+            model="mine", prompt="A fox.", max_tokens=8, temperature=0
+        )
+        assert completion.choices[0].text == _plain_answer(folder, "A fox.", 8)
         stream = client.completions.create(
             model="mine", prompt="A fox.", max_tokens=240, temperature=0, stream=True
         )
@@ -54,6 +81,42 @@ def test_from_its_start_to_its_end(folder: Path, tmp_path: Path) -> None:
     assert "prompt 6 tokens" in rest
     assert rest.endswith("stopped\n")
     assert "Traceback" not in rest
+
+
+def _plain_answer(folder: Path, prompt: str, tokens: int) -> str:
+    """What the model says under the same schedule with nothing asked for in its files."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    lazyllm_ext.apply(model, "balanced")
+    ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+    new = model.generate(ids, max_new_tokens=tokens, do_sample=False)[0, ids.size(1) :]
+    return tokenizer.decode(new, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize(
+    "own,words",
+    [
+        ({"guidance_scale": 2.0}, "guidance_scale=2.0"),
+        ({"penalty_alpha": 0.6, "top_k": 4}, "contrastive"),
+        ({"repetition_penalty": -1.0}, "generation configuration: expected what generate takes"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_settings_of_the_model_that_it_refuses(
+    run: Run, folder: Path, tmp_path: Path, own: dict[str, Any], words: str
+) -> None:
+    ran = run("serve", changed(folder, tmp_path / "model", **own), "--port", 0)
+    assert ran.status == 2
+    assert words in ran.stderr
+    assert ran.stderr.count("\n") == 1
+
+
+def test_a_template_that_is_none(run: Run, folder: Path, tmp_path: Path) -> None:
+    model = changed(folder, tmp_path / "model")
+    (model / "chat_template.jinja").write_text("{% for %}", encoding="utf-8")
+    ran = run("serve", model, "--port", 0)
+    assert ran.status == 2
+    assert "the model's chat template: expected Jinja, got line 1" in ran.stderr
 
 
 @pytest.mark.parametrize(

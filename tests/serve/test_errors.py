@@ -36,6 +36,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"max_tokens": 0}, "max_tokens"),
     ({"max_tokens": True}, "max_tokens"),
     ({"max_tokens": 2.5}, "max_tokens"),
+    ({"max_tokens": 1e12}, "max_tokens"),
+    ({"max_tokens": float("inf")}, "max_tokens"),
     ({"max_tokens": 4, "max_completion_tokens": 4}, "max_tokens"),
     ({"temperature": -0.1}, "temperature"),
     ({"temperature": "hot"}, "temperature"),
@@ -137,12 +139,6 @@ def test_other_types_routes_and_methods(served: Served) -> None:
     assert "message" in post(served, "embeddings", json={}).json()["error"]
     assert post(served, "embeddings", json={}).status_code == 404
     assert httpx.get(f"{served.url}/v1/completions").status_code == 405
-
-
-def test_too_much(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lazyllm_ext.serve.app._MOST_BYTES", 1000)
-    response = post(served, json={"model": NAME, "messages": [user("x" * 1000)]})
-    assert response.status_code == 413
 
 
 def test_a_fault_of_the_server(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:

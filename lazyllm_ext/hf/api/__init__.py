@@ -6,9 +6,11 @@
 - `arguments`: a call taken apart, and the arguments of forward and generate that are refused.
 - `fallback`: what happens to a refusal: it is raised, or transformers runs the model instead.
 - `plans`: the schedules in use and their decoders; `payoff` measures min_tokens="auto".
+- `model_defaults`: what a model's own files ask of generate, for programs that load a model.
 """
 
 from .apply import apply
 from .lazy import Lazy
+from .model_defaults import ModelDefaults, settle_defaults
 
-__all__ = ["Lazy", "apply"]
+__all__ = ["Lazy", "ModelDefaults", "apply", "settle_defaults"]

@@ -30,7 +30,8 @@ def apply(
 
     Args:
         model: a causal language model of a supported family, or a model that sees images around
-            one, loaded and in inference mode.
+            one, loaded and in inference mode. A PEFT model means its base model, which is the
+            `model` of what is returned.
         schedule: a PruningSchedule, a dict, the path of a JSON file, or the name of a shipped
             schedule (`dense`, `balanced`, …).
         min_tokens: instead of the schedule's own: contexts shorter than this are not pruned. "auto"
@@ -51,6 +52,8 @@ def apply(
         ValueError: a schedule or a combination that is not right, and why.
     """
     fallback = Fallback(on_error)
+    if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
+        model = model.get_base_model()
     try:
         kind = Lazy if language_of(model).whole else LazyWithImages
         return kind(model, schedule, fallback, checked=checked, min_tokens=min_tokens)

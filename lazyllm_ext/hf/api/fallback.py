@@ -43,6 +43,13 @@ class Fallback:
         self._said: set[str] = set()
         self._begun: WeakSet[Any] = WeakSet()  # caches of calls that transformers computed
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For a copy or a file, to which those caches do not go."""
+        return {**vars(self), "_begun": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _begun=WeakSet())
+
     def accept(self, refusal: NotSupportedError, cache: Any = None) -> None:
         """Warn, once for each reason, that transformers runs what was refused.
 

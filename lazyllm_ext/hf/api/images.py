@@ -7,11 +7,10 @@ from contextvars import ContextVar
 from typing import Any
 
 from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from lazyllm_ext.errors import NotSupportedError
 from lazyllm_ext.hf.cache.cache import LazyCache
-from lazyllm_ext.hf.models.checks import OwnForward
+from lazyllm_ext.hf.models.forwards import OwnForward
 from lazyllm_ext.hf.models.parts import language_of
 from lazyllm_ext.hf.models.versions import CACHE_NAME
 
@@ -35,6 +34,7 @@ class LazyWithImages(Lazy):
         language: Any = language_of(model).base
         within = OwnForward(self._language_call, language.forward)
         self._within = Replaced(language, {"forward": within})
+        self._plans.accept()
 
     def remove(self) -> None:
         super().remove()
@@ -44,7 +44,7 @@ class LazyWithImages(Lazy):
         check_forward_arguments(arguments, self._signature)
         before = _asked.set((cache, arguments.get("logits_to_keep", 0)))
         try:
-            return self._replaced.before["forward"](**arguments, **{CACHE_NAME: cache})
+            return self._replaced.before("forward")(**arguments, **{CACHE_NAME: cache})
         finally:
             _asked.reset(before)
 
@@ -52,7 +52,7 @@ class LazyWithImages(Lazy):
         """One call of the language model, by the whole one or by somebody else."""
         asked = _asked.get()
         if asked is None:
-            return self._within.before["forward"](*args, **kwargs)
+            return self._within.before("forward")(*args, **kwargs)
         if args:
             raise NotSupportedError("language model: expected to be called with keywords only")
         cache, logits_to_keep = asked
@@ -61,4 +61,4 @@ class LazyWithImages(Lazy):
         hidden = self._step(cache, kwargs, logits_to_keep)
         kept = None if kwargs.get("use_cache") is False else cache
         fields: dict[str, Any] = {"last_hidden_state": hidden, CACHE_NAME: kept}
-        return BaseModelOutputWithPast(**fields)
+        return self._output(**fields)

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from lazyllm_ext.decoder import LazyDecoder
 from lazyllm_ext.errors import NotSupportedError
@@ -18,7 +17,8 @@ from lazyllm_ext.hf.cache.forward import run, usable_cache
 from lazyllm_ext.hf.cache.progress import Progress
 from lazyllm_ext.hf.cache.report import Report, refused_report
 from lazyllm_ext.hf.cache.saved import load, model_fingerprint, save
-from lazyllm_ext.hf.models.checks import OwnForward, check_placement
+from lazyllm_ext.hf.models.checks import check_outputs, check_placement
+from lazyllm_ext.hf.models.forwards import OwnForward, output_of
 from lazyllm_ext.hf.models.parts import language_of
 from lazyllm_ext.hf.models.ranks import refuse_ranks
 from lazyllm_ext.hf.models.versions import CACHE_NAME
@@ -68,7 +68,8 @@ class Lazy:
         min_tokens: int | str | None = None,
     ):
         self._fallback = fallback
-        self._config = language_of(model).config
+        language = language_of(model)
+        self._config = language.config
         check_placement(model)  # first: accelerate replaces forwards to move what is spread out
         _check_own(model)
         self.model = model
@@ -77,13 +78,15 @@ class Lazy:
         self._signature = own.__signature__
         self._plans = Plans(model, schedule, checked, min_tokens)
         self.schedule = self._plans.applied.schedule
+        self._output = output_of(type(model if language.whole else language.base))
         self._report: Report | None = None
         self._replaced = Replaced(model, {name: getattr(self, name) for name in _REPLACED})
+        self._plans.accept()
 
     @property
     def decoder(self) -> LazyDecoder:
         """The decoder loop of the schedule applied."""
-        return self._plans.decoders[self._plans.applied]
+        return self._plans.decoder(self._plans.applied)
 
     def report(self) -> Report:
         """What the last finished `generate` did: tokens, times, memory.
@@ -151,7 +154,7 @@ class Lazy:
             OSError: the file cannot be written.
         """
         refuse_ranks(self.model, "save")
-        usable = usable_cache(cache, self._plans.applied, self._plans.decoders)
+        usable = usable_cache(cache, self._plans.applied, self._plans)
         save(usable, model_fingerprint(self.model, self.decoder), path)
 
     def load(self, path: str | os.PathLike[str], *, lazy_schedule: Any = None) -> LazyCache:
@@ -204,6 +207,8 @@ class Lazy:
         if ours or not dense:
             try:
                 cache = self._cache_for(call)
+                if not cache.generating:  # generate takes none
+                    check_outputs(self.model, self._config, call.arguments)
                 if cache.state is None:
                     check_adapters(self.model)
                 check_packing(call, self._config)
@@ -212,7 +217,7 @@ class Lazy:
                 self._fallback.accept(refusal, call.cache)
                 if ours:  # of a generation that has not begun
                     call.cache.refused = str(refusal)
-        result = self._replaced.before["forward"](**call.for_transformers())
+        result = self._replaced.before("forward")(**call.for_transformers())
         self._fallback.begin(result)
         return result
 
@@ -221,7 +226,7 @@ class Lazy:
         if call.two_caches:
             raise NotSupportedError("cache: expected one of cache and past_key_values, got both")
         plan = self._plans.of(call.schedule)
-        cache = usable_cache(call.cache, plan, self._plans.decoders)
+        cache = usable_cache(call.cache, plan, self._plans)
         if call.schedule is not None and cache.plan is not plan:
             raise ValueError(
                 "lazy_schedule: expected the schedule that the cache was begun with, got another"
@@ -236,18 +241,18 @@ class Lazy:
         keeps_cache = arguments.get("use_cache", self._config.use_cache)
         as_dict = arguments.get("return_dict", self.model.config.return_dict)
         fields: dict[str, Any] = {"logits": logits, CACHE_NAME: cache if keeps_cache else None}
-        result = CausalLMOutputWithPast(**fields)
+        result = self._output(**fields)
         return result if as_dict else result.to_tuple()
 
     def _step(
         self, cache: LazyCache, arguments: Mapping[str, Any], logits_to_keep: int | Tensor
     ) -> Tensor:
         """What the decoder makes of new tokens: logits [B, logits_to_keep, vocab]."""
-        self._plans.snapshot.check_unchanged(parts=cache.state is None)
-        decoder = self._plans.decoders[cache.plan]
+        decoder = self._plans.decoder(cache.plan)
         longest = getattr(self._config, "max_position_embeddings", None)
         # Not in inference mode: a state made there could not be changed by a later call outside.
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), cache.owned():
+            cache.check_usable()
             return run(decoder, longest, cache, arguments, logits_to_keep)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
@@ -270,7 +275,6 @@ class Lazy:
             )
         if not is_dense(self.model):
             try:
-                self._plans.snapshot.check_unchanged(parts=False)
                 cache = self._cache_for(call)
                 cache.may_fall_back = cache is not call.cache
                 check_adapters(self.model)
@@ -283,7 +287,7 @@ class Lazy:
                 if cache is not None:
                     cache.may_fall_back = False
         with as_transformers(self.model):
-            result = self._replaced.before["generate"](**call.for_transformers())
+            result = self._replaced.before("generate")(**call.for_transformers())
         self._report = report or self._report
         return result
 
@@ -293,13 +297,14 @@ class Lazy:
         arguments = dict(call.arguments)
         # generate reads the last logits only, and asks for those, and for drafts', by itself.
         arguments.pop("logits_to_keep", None)
-        cache.begin_generation(arguments.get("position_ids") is not None, progress)
-        try:
-            result = self._replaced.before["generate"](**arguments, **{CACHE_NAME: cache})
-        finally:
-            cache.end_generation()
-        refused = cache.refused
-        self._report = cache.report() if refused is None else refused_report(refused)
+        with cache.owned():
+            cache.begin_generation(arguments.get("position_ids") is not None, progress)
+            try:
+                result = self._replaced.before("generate")(**arguments, **{CACHE_NAME: cache})
+            finally:
+                cache.end_generation()
+            refused = cache.refused
+            self._report = cache.report() if refused is None else refused_report(refused)
         return result
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
@@ -315,14 +320,14 @@ class Lazy:
                     "pages; expected generate with a batch"
                 )
             )
-        return self._replaced.before["init_continuous_batching"](*args, **kwargs)
+        return self._replaced.before("init_continuous_batching")(*args, **kwargs)
 
     # transformers' generate calls these of the model's methods: before it does anything, …
 
     def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
         if not is_dense(self.model):
             check_forward_arguments(model_kwargs, self._signature)
-        self._replaced.before["_validate_model_kwargs"](model_kwargs)
+        self._replaced.before("_validate_model_kwargs")(model_kwargs)
 
     def _validate_generation_mode(
         self, generation_mode: Any, generation_config: Any, generation_mode_kwargs: Any
@@ -334,7 +339,7 @@ class Lazy:
             generation_config.prefill_chunk_size = None
             # "dynamic" is what none means; beside a cache transformers takes none by name.
             generation_config.cache_implementation = None
-        self._replaced.before["_validate_generation_mode"](
+        self._replaced.before("_validate_generation_mode")(
             generation_mode, generation_config, generation_mode_kwargs
         )
 
@@ -347,7 +352,7 @@ class Lazy:
         # With drafts, generate adds to the mask before a step, too.
         if isinstance(cache, LazyCache) and "num_new_tokens" not in kwargs:
             cache.follow(model_kwargs)
-        update = self._replaced.before["_update_model_kwargs_for_generation"]
+        update = self._replaced.before("_update_model_kwargs_for_generation")
         updated: dict[str, Any] = update(outputs, model_kwargs, *args, **kwargs)
         return updated
 

@@ -12,15 +12,17 @@ class Replaced:
     Args:
         methods: what stands in for them, by name.
 
-    Attributes:
-        before: what the object did before, to be called.
     """
 
     def __init__(self, owner: Any, methods: Mapping[str, Any]):
         self._owner, self._methods = owner, dict(methods)
-        self.before: dict[str, Any] = {name: getattr(owner, name) for name in methods}
         self._own = {name: owner.__dict__[name] for name in methods if name in owner.__dict__}
         owner.__dict__.update(self._methods)
+
+    def before(self, name: str) -> Any:
+        """What the object would do by this name if it were not replaced, to be called."""
+        own = self._own.get(name)
+        return getattr(type(self._owner), name).__get__(self._owner) if own is None else own
 
     def undo(self) -> None:
         """Make the object what it was. Nothing happens where that is done already.

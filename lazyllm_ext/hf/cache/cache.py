@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import operator
+import reprlib
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import torch
@@ -25,6 +29,7 @@ from .plan import Plan
 from .progress import Progress
 from .report import Report, Turn, make_report
 
+_HELD = ("state", "columns", "absent", "document", "turn")
 _UNREADABLE = (
     "keys and values of a LazyCache cannot be read by layers, since each layer holds other tokens; "
     "report() says how many"
@@ -32,12 +37,18 @@ _UNREADABLE = (
 
 
 class _Layers:
-    """Stands where transformers' caches have their layers."""
+    """Stands where transformers' caches have their layers.
+
+    A loop over them finds nothing, as transformers' generate makes one on GPUs.
+    """
 
     def _refuse(self, *args: Any) -> NoReturn:
         raise NotSupportedError(f"layers: {_UNREADABLE}")
 
-    __len__ = __iter__ = __getitem__ = _refuse
+    __len__ = __getitem__ = _refuse
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(())
 
 
 class LazyCache(Cache):
@@ -46,17 +57,31 @@ class LazyCache(Cache):
     A *column* is a place in `input_ids` and its attention mask, of all sequences alike; a token is
     a column whose mask is not 0. transformers counts columns, LazyLLM stores tokens only.
 
-    A cache belongs to the `apply` that made it, and is used by one call at a time.
+    A cache belongs to the `apply` that made it. One thread uses it at a time, a generation from its
+    beginning to its end: what another one does with it meanwhile is a ValueError.
     """
 
     def __init__(self, plan: Plan):
         layers: Any = _Layers()
         super().__init__(layers=layers)
         self.plan = plan
-        self.reset()
+        self._owner = threading.RLock()  # a generation's own calls are of its thread
+        self._clear()
 
     def reset(self) -> None:
-        """Forget everything; the memory is given back."""
+        """Forget everything; the memory is given back.
+
+        Raises:
+            ValueError: a generation is using the cache.
+        """
+        with self.owned():
+            if self.generating:
+                raise ValueError(
+                    f"{CACHE_NAME}: expected a cache that no generation is using, got one in use"
+                )
+            self._clear()
+
+    def _clear(self) -> None:
         self.state: LazyState | None = None
         self.columns = 0
         # [B, ≤ columns] bool, on the state's device: the columns without a token. Columns past its
@@ -77,16 +102,59 @@ class LazyCache(Cache):
         self.may_fall_back = False
         self.refused: str | None = None
 
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        """For a block that uses the cache, in which no other thread may.
+
+        Raises:
+            ValueError: another thread is using it.
+        """
+        if not self._owner.acquire(blocking=False):
+            raise ValueError(
+                f"{CACHE_NAME}: expected a cache that one thread uses at a time, got one that "
+                "another thread is using"
+            )
+        try:
+            yield
+        finally:
+            self._owner.release()
+
     def copy(self) -> LazyCache:
         """A cache that goes on from here by itself.
 
         Keys, values and waiting hidden states that are there are shared; what goes on copies them
         when it needs room.
+
+        Raises:
+            ValueError: another thread is using the cache, or its last call was interrupted.
         """
-        self.check_usable()
-        state = self.state
-        memo = {} if state is None else {id(state): fork_state(state, self.plan.spec)}
-        return copy.deepcopy(self, memo)
+        with self.owned():
+            self.check_usable()
+            state = self.state
+            memo = {} if state is None else {id(state): fork_state(state, self.plan.spec)}
+            return self.__deepcopy__(memo)
+
+    __copy__ = copy  # an object beside it on the same state would be neither of the two
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LazyCache:
+        """As `copy`, with memory of its own."""
+        twin = LazyCache(self.plan)
+        with self.owned():
+            self.check_usable()
+            twin.__dict__.update(copy.deepcopy(self._held(), memo))
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        twin = self.copy()
+        return {"plan": twin.plan, **twin._held()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["plan"])  # type: ignore[misc]
+        self.__dict__.update(state)
+
+    def _held(self) -> dict[str, Any]:
+        """What stays when no call and no generation goes on."""
+        return {name: getattr(self, name) for name in _HELD}
 
     # What happened to the tokens
 
@@ -98,10 +166,11 @@ class LazyCache(Cache):
         Raises:
             ValueError: nothing has been computed yet, or the last call was interrupted.
         """
-        self.check_usable()
-        if self.state is None:
-            raise ValueError("report: expected a cache that has been used, got an empty one")
-        return make_report(self.plan, self.state, self.turn or Turn.unknown(self.state))
+        with self.owned():
+            self.check_usable()
+            if self.state is None:
+                raise ValueError("report: expected a cache that has been used, got an empty one")
+            return make_report(self.plan, self.state, self.turn or Turn.unknown(self.state))
 
     def kv_nbytes(self) -> int:
         """Bytes that stored keys and values take, spare room included."""
@@ -119,11 +188,12 @@ class LazyCache(Cache):
 
     def check_usable(self) -> None:
         """Raises ValueError if a call is using the cache, or was interrupted while it did."""
-        if self.running:
-            raise ValueError(
-                f"{CACHE_NAME}: expected a cache that is complete, got one whose last call was "
-                "interrupted or is still running; reset() it or start without a cache"
-            )
+        with self.owned():
+            if self.running:
+                raise ValueError(
+                    f"{CACHE_NAME}: expected a cache that is complete, got one whose last call was "
+                    "interrupted or is still running; reset() it or start without a cache"
+                )
 
     def begin_generation(
         self, positions_given: bool, progress: Callable[[Progress], object] | None
@@ -222,14 +292,24 @@ class LazyCache(Cache):
                 number is how many stay, as transformers before 5.23 has it.
 
         Raises:
-            ValueError: more columns than there are.
+            TypeError: no whole number.
+            ValueError: more columns than there are, or a cache that another thread is using.
         """
-        removed = columns_cropped(tokens_to_remove, self.columns)
-        if removed > self.columns:
-            raise ValueError(f"crop: expected at most {self.columns} tokens, got {removed}")
-        if removed == 0 or self.state is None:
-            return
-        self.check_usable()
+        try:
+            given = operator.index(tokens_to_remove)
+        except TypeError as error:
+            raise TypeError(
+                f"crop: expected a number of columns, got {reprlib.repr(tokens_to_remove)}"
+            ) from error
+        with self.owned():
+            removed = columns_cropped(given, self.columns)
+            if removed > self.columns:
+                raise ValueError(f"crop: expected at most {self.columns} tokens, got {removed}")
+            if removed > 0 and self.state is not None:
+                self.check_usable()
+                self._crop(self.state, removed)
+
+    def _crop(self, state: LazyState, removed: int) -> None:
         left = self.columns - removed
         counts = [removed] * self.batch_size
         if self.absent is not None:
@@ -238,10 +318,10 @@ class LazyCache(Cache):
             self.absent = self.absent[:, :left]
         if self.document is not None:
             self.document = self.document[:, :left]
-        crop_(self.state, counts)
+        crop_(state, counts)
         self.columns = left
         if self.turn is not None:
-            self.turn = self.turn.cropped(self.state.host_length)
+            self.turn = self.turn.cropped(state.host_length)
 
     def remember(self, ids: Tensor | None) -> None:
         """Keep the tokens, [B, columns], of a document that was read by itself, if they are known.
@@ -253,26 +333,53 @@ class LazyCache(Cache):
             self.document[:, : self.absent.size(1)].masked_fill_(self.absent, -1)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Sequence b becomes what sequence beam_idx[b] was."""
+        """Sequence b becomes what sequence beam_idx[b] was; see `batch_select_indices`."""
         self.batch_select_indices(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Every sequence `repeats` times in a row."""
+        """Every sequence `repeats` times in a row, at least once."""
+        if not isinstance(repeats, int) or repeats < 1:
+            raise ValueError(
+                f"batch_repeat_interleave: expected repeats of at least 1, got {repeats!r}"
+            )
         places = torch.arange(max(self.batch_size, 0))
         self.batch_select_indices(places.repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep these sequences, in this order; a sequence may be named twice."""
-        if self.state is None:
-            return
-        self.check_usable()
-        indices = indices.to(self.state.length.device)
-        if indices.dtype == torch.bool:
-            indices = indices.nonzero().view(-1)
-        self.state = select_sequences(self.state, indices)
+        """Keep these sequences, in this order; a sequence may be named twice.
+
+        Args:
+            indices: [any number above 0] int64, or [B] bool of which some are true.
+
+        Raises:
+            ValueError: other indices, or a cache that another thread is using.
+        """
+        with self.owned():
+            if self.state is not None:
+                self.check_usable()
+                self._select(self.state, _places(indices, len(self.state.host_length)))
+
+    def _select(self, state: LazyState, places: list[int]) -> None:
+        indices = torch.tensor(places, device=state.length.device)
+        self.state = select_sequences(state, indices)
         if self.absent is not None:
             self.absent = self.absent.index_select(0, indices)
         if self.document is not None:
             self.document = self.document.index_select(0, indices)
         if self.turn is not None:
-            self.turn = self.turn.of_sequences(indices.tolist())
+            self.turn = self.turn.of_sequences(places)
+
+
+def _places(indices: Any, sequences: int) -> list[int]:
+    """Which sequences a tensor, or a list, names; checked."""
+    given = indices.tolist() if isinstance(indices, Tensor) else indices
+    kinds = {type(entry) for entry in given} if isinstance(given, list) else set()
+    places: list[int] = given if kinds == {int} else []
+    if kinds == {bool} and len(given) == sequences:
+        places = [place for place, kept in enumerate(given) if kept]
+    if not places or min(places) < 0 or max(places) >= sequences:
+        raise ValueError(
+            f"indices: expected some of the sequences 0 to {sequences - 1}, or a bool for each, "
+            f"got {reprlib.repr(given)}"
+        )
+    return places

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lazyllm_ext.decoder import LazyDecoder
+from lazyllm_ext.decoder.modules import is_untouched
 from lazyllm_ext.errors import NotSupportedError, refusal
 from lazyllm_ext.hf.models.versions import CACHE_NAME
 
@@ -74,6 +75,8 @@ def pack_inputs(
         raise refusal(
             "input_ids", f"at most {max_tokens} tokens (config.max_position_embeddings)", longest
         )
+    if name == "input_ids" and not is_untouched(decoder.embed):
+        given, name = decoder.embed_tokens(given), "inputs_embeds"  # a hook sees the whole batch
     rows = padding.pack(given)
     hidden = decoder.embed_tokens(rows) if name == "input_ids" else rows
     return PackedInputs(hidden, positions, padding, kept)

@@ -9,8 +9,7 @@ import re
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor
 
 from lazyllm_ext.decoder import LazyDecoder
@@ -19,8 +18,10 @@ from lazyllm_ext.state import from_tensors, to_tensors
 
 from .cache import LazyCache
 from .plan import Plan
+from .tensor_file import TensorFile, write_tensors
 
-_FORMAT = "lazyllm-ext prefill 1"
+_FORMAT = "lazyllm-ext prefill 2"
+_WITHOUT_CHECKSUMS = "lazyllm-ext prefill 1"  # what is as now but for these
 _ADAPTERS = ("active_adapters", "disable_adapters", "merged_adapters", "scaling")  # PEFT's names
 _OF_COLUMNS = {"absent": torch.bool, "document": torch.int64}  # of a cache, where it has them
 _SAMPLES = 4096  # elements of a parameter that its fingerprint reads
@@ -54,56 +55,59 @@ def save(cache: LazyCache, model: str, path: str | os.PathLike[str]) -> None:
     """Write a cache to a safetensors file.
 
     Raises:
-        ValueError: the cache is empty or not complete.
+        ValueError: the cache is empty or not complete, or another thread is using it.
         OSError: the file cannot be written.
     """
-    cache.check_usable()
-    if cache.state is None:
-        raise ValueError("cache: expected a cache that has been used, got an empty one")
-    tensors = to_tensors(cache.state, cache.plan.spec)
-    for name in _OF_COLUMNS:
-        tensor: Tensor | None = getattr(cache, name)
-        if tensor is not None:
-            tensors[name] = tensor.contiguous()
-    metadata = {
-        "format": _FORMAT,
-        "model": model,
-        "schedule": json.dumps(_rules(cache.plan)),
-        "columns": str(cache.columns),
-    }
-    try:
-        save_file(tensors, path, metadata)
-    except SafetensorError as error:
-        raise OSError(f"path: cannot write {os.fspath(path)}: {error}") from error
+    with cache.owned():  # until all is written: what is written is its memory
+        cache.check_usable()
+        if cache.state is None:
+            raise ValueError("cache: expected a cache that has been used, got an empty one")
+        tensors = to_tensors(cache.state, cache.plan.spec)
+        for name in _OF_COLUMNS:
+            tensor: Tensor | None = getattr(cache, name)
+            if tensor is not None:
+                tensors[name] = tensor.contiguous()
+        metadata = {
+            "format": _FORMAT,
+            "model": model,
+            "schedule": json.dumps(_rules(cache.plan)),
+            "columns": str(cache.columns),
+        }
+        try:
+            write_tensors(path, tensors, metadata)
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise OSError(f"path: cannot write {os.fspath(path)}: {reason}") from error
 
 
 def load(
     path: str | os.PathLike[str], plan: Plan, model: str, dtype: torch.dtype, device: torch.device
 ) -> LazyCache:
-    """The cache that `save` wrote.
+    """The cache that `save` wrote, in memory of its own.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: no file of `save`, or one of another model, schedule or dtype.
+        ValueError: no file of `save`, a damaged one, or one of another model, schedule or dtype.
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"path: expected a saved prefill, got no file: {os.fspath(path)}")
     where = f"path: {os.fspath(path)}"
-    try:
-        with safe_open(path, "pt", device=str(device)) as file:
-            metadata = file.metadata() or {}
-            _check_metadata(where, metadata, plan, model)
-            tensors: dict[str, Tensor] = {
-                name: file.get_tensor(name) for name in file.offset_keys()
-            }
-    except SafetensorError as error:
-        raise _damaged(where, f" or another file: {error}") from error
+    with open(path, "rb") as opened:
+        try:
+            file = TensorFile(opened)
+        except ValueError as error:
+            raise _damaged(where, f" or another file: {error}") from error
+        _check_metadata(where, file, plan, model)
+        try:
+            tensors = file.read(device)
+        except ValueError as error:
+            raise _damaged(where, f": {error}") from error
     cache = LazyCache(plan)
     for name in _OF_COLUMNS:
         setattr(cache, name, tensors.pop(name, None))
     try:
         cache.state = from_tensors(plan.spec, tensors)
-        cache.columns = _columns(metadata["columns"])
+        cache.columns = _columns(file.metadata["columns"])
         _check_columns(cache, cache.state.host_length)
     except (ValueError, IndexError, RuntimeError, TypeError) as error:
         raise _damaged(where, f": {error}") from error
@@ -156,10 +160,13 @@ def _rules(plan: Plan) -> dict[str, Any]:
     return {**rules, "layers": list(plan.boundary_layers)}
 
 
-def _check_metadata(where: str, metadata: dict[str, str], plan: Plan, model: str) -> None:
-    if metadata.get("format") != _FORMAT:
+def _check_metadata(where: str, file: TensorFile, plan: Plan, model: str) -> None:
+    metadata = file.metadata
+    if metadata.get("format") not in (_FORMAT, _WITHOUT_CHECKSUMS):
         raise ValueError(f"{where}: expected a saved prefill ({_FORMAT!r}), got another file")
     missing = {"model", "schedule", "columns"} - metadata.keys()
+    if metadata["format"] == _FORMAT and not file.has_checksums:
+        missing.add("checksums")
     if missing:
         raise _damaged(where, f": expected the fields of one, got no {', '.join(sorted(missing))}")
     if metadata["model"] != model:

@@ -54,8 +54,8 @@ def build_decoder(
         position_embed=parts.positions,
         schedule=resolved,
         hidden_size=config.hidden_size,
-        embed_scale=family.embed_scale(config),
-        logit_scale=family.logit_scale(config) if whole else 1.0,
+        embed_scale=family.embed_scale(language.base),
+        logit_scale=family.logit_scale(model) if whole else 1.0,
         logit_softcap=(whole and getattr(config, "final_logit_softcapping", None)) or 0.0,
         checked=checked,
     )
@@ -124,16 +124,17 @@ class _Builder:
             head_dim=head_dim(attention),
             scale=family.scale(attention),
             window=family.window(attention),
-            softcap=family.attention_softcap(config) or 0.0,
+            softcap=family.attention_softcap(attention) or 0.0,
             rope=rope,
             interleaved=family.interleaved,
-            parallel=family.parallel(config),
-            residual_scale=family.residual_scale(config),
+            parallel=family.parallel(layer),
+            residual_scale=family.residual_scale(layer),
             **self._projections(attention),
         )
 
     def _projections(self, attention: Any) -> dict[str, nn.Module]:
         family, config = self.family, self.config
+        self._check_heads(attention)
         own = [self.modules.linear(getattr(attention, name), name) for name in family.projections]
         if family.output_norm:
             norm = self.modules.norm(getattr(attention, family.output_norm))
@@ -145,6 +146,23 @@ class _Builder:
             ends = [0, query, query + key, query + 2 * key]
             own[:1] = [PartOfProjection(own[0], groups, *span) for span in pairwise(ends)]
         return dict(zip(("q_proj", "k_proj", "v_proj", "o_proj"), own, strict=True))
+
+    def _check_heads(self, attention: Any) -> None:
+        """Raises NotSupportedError if the configuration counts other heads than there are."""
+        if self.ranks > 1:  # a projection may name the outputs of all processes
+            return
+        family, size = self.family, head_dim(attention)
+        query, key = self.config.num_attention_heads * size, family.kv_heads(self.config) * size
+        of_each = [query, key, key] if family.fused_groups is None else [query + 2 * key]
+        for name, expected in zip(family.projections, of_each, strict=False):
+            module = getattr(attention, name)
+            got = getattr(module, "out_features", getattr(module, "nf", expected))
+            if got != expected:
+                raise refusal(
+                    f"model: {name}",
+                    f"{expected} outputs, as the configuration and head_dim={size} say",
+                    got,
+                )
 
     def _norm(self, owner: Any, name: str) -> nn.Module | None:
         norm = getattr(owner, name or "-", None)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules import module as hooks_of_all
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lazyllm_ext.errors import NotSupportedError, refusal
 
-from .parts import Language, language_of, pieces_of
+from .families.family import full_attention
+from .forwards import OwnForward, foreign_in, function_name, is_of_a_library
+from .parts import Language, Piece, language_of, parts_of, pieces_of
 from .ranks import check_ranks
 from .versions import only_sums_gradients
 
@@ -20,7 +24,12 @@ _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 _LAYER_TYPES = ("full_attention", "sliding_attention")
 
-_OUTPUT_CAPTURING = "transformers.utils.output_capturing"
+# Outputs that a configuration may ask for, for each layer.
+_OUTPUTS = ("output_attentions", "output_hidden_states", "output_router_logits")
+
+# Modules whose hooks change nothing. transformers leaves its own in place once hidden states were
+# asked for; PyTorch's tracker tells a counter of operations which module runs.
+_ONLY_LOOK_ON = ("transformers.utils.output_capturing", "torch.utils.module_tracker")
 
 
 def check_model(model: Any) -> Language:
@@ -34,22 +43,59 @@ def check_model(model: Any) -> Language:
     family, config = language.family, language.config
     check_mode(model)
     check_placement(model)
-    reason = family.refuse(config)
+    reason = family.refuse(language.base)
     if reason is not None:
         raise NotSupportedError(f"model: {reason}")
     if getattr(config, "is_causal", True) is False:
         raise refusal("model: config.is_causal", True, False)
     _check_layer_types(config)
+    _check_hooks(
+        "every module",
+        [
+            *hooks_of_all._global_forward_pre_hooks.values(),
+            *hooks_of_all._global_forward_hooks.values(),
+        ],
+    )
     if language.whole:
         _check_children(model, "model", {family.base, "lm_head"})
+    if not getattr(language.base, family.layers_name, True):
+        raise refusal(f"{language.where}.{family.layers_name}", "at least one", 0)
     for piece in pieces_of(language):
-        _check_module(piece.where, piece.module, piece.expected)
+        _check_piece(piece)
         if piece.children:
             _check_children(piece.module, piece.where, piece.children)
+    for kind in classes_of(model, language):
+        foreign = foreign_in(kind)
+        if foreign is not None:
+            raise refusal(f"model: {kind.__name__}.forward", "its library's own", foreign)
+    _check_attention(language)
     check_ranks(model, language)
     if family.rotary is not None:
         _check_rope(language.base.rotary_emb)
     return language
+
+
+def classes_of(model: Any, language: Language) -> set[type[nn.Module]]:
+    """The classes whose forwards the decoder computes itself."""
+    family = language.family
+    kinds: set[Any] = {piece.expected for piece in pieces_of(language)} | {nn.Linear}
+    if language.whole:
+        kinds.add(type(model))
+    for layer in parts_of(language).layers:
+        mlp = getattr(layer, family.mlp_name)
+        if type(mlp) is family.mlp:
+            kinds |= {family.mlp, type(getattr(mlp, "act_fn", mlp))}
+    return kinds
+
+
+def check_outputs(model: Any, language_config: Any, arguments: Mapping[str, Any]) -> None:
+    """NotSupportedError for outputs that the configuration asks for, and not the arguments."""
+    for name in _OUTPUTS:
+        asked = (getattr(config, name, None) for config in (model.config, language_config))
+        if arguments.get(name) is None and any(asked):
+            raise refusal(
+                f"model: config.{name}", "False, since LazyLLM has no such output", "True"
+            )
 
 
 def check_mode(model: Any) -> None:
@@ -80,31 +126,28 @@ def check_placement(model: Any) -> None:
         raise refusal("model", "float32, bfloat16 or float16 weights", dtype)
 
 
-class OwnForward:
-    """What stands in for a forward on an instance, with the signature that others look at."""
-
-    def __init__(self, method: Callable[..., Any], original: Callable[..., Any]):
-        self.method = method
-        self.__signature__ = inspect.signature(original)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.method(*args, **kwargs)
-
-
-def _check_module(where: str, module: nn.Module, expected: type[nn.Module]) -> None:
+def _check_piece(piece: Piece) -> None:
     """NotSupportedError unless the module is one of the family's, running its own forward."""
+    where, module, expected = piece.where, piece.module, piece.expected
     if type(module) is not expected:
         raise refusal(where, expected.__name__, type(module).__name__)
+    if module.training:
+        raise refusal(where, "inference mode", "training mode; call model.eval()")
+    if piece.called:
+        return
     replaced = module.__dict__.get("forward")
     own = replaced is None or isinstance(replaced, OwnForward) or only_sums_gradients(module)
     if not own:
         raise refusal(where, f"the forward of {expected.__name__}", "a replaced one")
     if getattr(module, "gradient_checkpointing", False):
         raise refusal(where, "no gradient checkpointing", "it enabled")
-    hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+    _check_hooks(where, [*module._forward_pre_hooks.values(), *module._forward_hooks.values()])
+
+
+def _check_hooks(where: str, hooks: Sequence[Any]) -> None:
+    """NotSupportedError for a hook on a module that is not called, unless it only looks on."""
     for hook in hooks:
-        # transformers leaves these in place once hidden states were asked for; they only look on.
-        if getattr(hook, "__module__", None) != _OUTPUT_CAPTURING:
+        if getattr(hook, "__module__", None) not in _ONLY_LOOK_ON:
             name = getattr(hook, "__qualname__", type(hook).__name__)
             raise refusal(
                 where, "no forward hook", f"{name}: the module is not called, so it would not run"
@@ -112,10 +155,42 @@ def _check_module(where: str, module: nn.Module, expected: type[nn.Module]) -> N
 
 
 def _check_children(module: nn.Module, where: str, expected: Set[str]) -> None:
-    # Dropout does nothing in inference mode.
     got = {name for name, child in module.named_children() if type(child) is not nn.Dropout}
     if got != expected:
         raise refusal(where, f"the modules {', '.join(sorted(expected))}", ", ".join(sorted(got)))
+
+
+def _check_attention(language: Language) -> None:
+    """NotSupportedError for attention other than transformers' own, with the masks of its own."""
+    config, family, parts = language.config, language.family, parts_of(language)
+    configs = (config, *(getattr(attention, "config", config) for attention in parts.attentions))
+    for name in {getattr(each, "_attn_implementation", None) for each in configs}:
+        for functions in (ALL_ATTENTION_FUNCTIONS, ALL_MASK_ATTENTION_FUNCTIONS):
+            function = functions.get(name)
+            if function is not None and not is_of_a_library(function):
+                raise refusal(
+                    "model: attention implementation",
+                    "one of transformers' own",
+                    f"{name!r}, {function_name(function)}",
+                )
+    kinds = getattr(config, "layer_types", None)
+    for number, attention in enumerate(parts.attentions):
+        where = f"{language.where}.{family.layers_name}[{number}].{family.attention_name}"
+        if not getattr(attention, "is_causal", True):
+            raise refusal(f"{where}.is_causal", True, False)
+        for flag in ("use_qk_norm", "qk_layernorm"):
+            if not getattr(attention, flag, True) and family.attention_norms(attention):
+                raise refusal(f"{where}.{flag}", "norms that are used", False)
+        if family.window is full_attention:
+            continue
+        slides = kinds is None or kinds[number] == "sliding_attention"
+        masked = (config.sliding_window or 0) if slides else 0
+        if family.window(attention) != masked:
+            raise refusal(
+                f"{where}: sliding window",
+                f"{masked}, as config.layer_types and config.sliding_window say",
+                family.window(attention),
+            )
 
 
 def _check_layer_types(config: Any) -> None:
@@ -133,43 +208,3 @@ def _check_rope(rotary: Any) -> None:
                 ", ".join(_ROPE_TYPES),
                 f"{kind!r}, whose frequencies depend on the length or are not known",
             )
-
-
-class Snapshot:
-    """The modules and parameters that a decoder uses of a model, which `check_model` let pass."""
-
-    def __init__(self, model: Any):
-        self._model, self._taken = model, _taken_from(model)
-
-    def check_unchanged(self, *, parts: bool) -> None:
-        """Raises NotSupportedError for another mode, or a part that is no longer the model's.
-
-        Every call comes here. `parts` is a walk over the model, made where a cache begins.
-        """
-        check_mode(self._model)
-        for table, name, part in self._taken if parts else ():
-            if table.get(name) is not part:
-                raise NotSupportedError(
-                    f"model: {name} was replaced, moved or cast after lazyllm_ext.apply; remove() "
-                    "and apply again"
-                )
-
-
-def _taken_from(model: Any) -> list[tuple[dict[str, Any], str, Any]]:
-    """Everything that a decoder took from a model: (the owner's table, its name in it, the thing).
-
-    A part that is no longer in its place has been replaced since the decoder was built.
-    """
-    language = language_of(model)
-    family = language.family
-    taken = [(model._modules, "lm_head")] if language.whole else []
-    for piece in pieces_of(language):
-        tables = piece.module._modules
-        taken += [(tables, name) for name in piece.children if name != family.layers_name]
-        if family.mlp_name in piece.children:
-            mlp = tables[family.mlp_name]._modules
-            taken += [(mlp, name) for name in mlp]
-        if piece.read:
-            held = getattr(piece.module, piece.read)
-            taken += [(held, name) for name in held]
-    return [(table, name, table[name]) for table, name in taken]

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from lazyllm_ext.decoder.modules import GatedMLP, RMSNorm, is_untouched
+from lazyllm_ext.decoder.modules import GatedMLP, RMSNorm, called, is_untouched
 
 from .families import Family
 
@@ -27,8 +27,19 @@ class OwnNorm(RMSNorm):
     def forward(self, x: Tensor) -> Tensor:
         """[…, dim] -> […, dim]."""
         norm: Any = self._modules["norm"]
-        normed: Tensor = super().forward(x) if is_untouched(norm) else norm(x)
-        return normed
+        return super().forward(x) if is_untouched(norm) else called(norm, x)
+
+
+class CalledNorm(nn.Module):
+    """A model's own norm that has hooks, or another forward than its class's."""
+
+    def __init__(self, norm: nn.Module):
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[…, dim] -> […, dim]."""
+        return called(self.norm, x)
 
 
 class OwnMLP(GatedMLP):
@@ -46,8 +57,7 @@ class OwnMLP(GatedMLP):
     def forward(self, x: Tensor) -> Tensor:
         """[rows, hidden] -> [rows, hidden]."""
         untouched = is_untouched(self.mlp) and is_untouched(self.activation)
-        rows: Tensor = super().forward(x) if untouched else self.mlp(x)
-        return rows
+        return super().forward(x) if untouched else called(self.mlp, x)
 
 
 class CalledMLP(nn.Module):
@@ -92,7 +102,7 @@ class OwnModules:
         """A norm of hidden states or of heads."""
         family = self.family
         if not family.norm_eps:
-            return norm
+            return norm if is_untouched(norm) else CalledNorm(norm)
         return OwnNorm(norm, getattr(norm, family.norm_eps), family.norm_offset)
 
     def mlp(self, mlp: Any) -> nn.Module:

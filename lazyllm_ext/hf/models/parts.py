@@ -72,7 +72,7 @@ class Piece:
     module: Any
     expected: type[nn.Module]  # the class that it must be of
     children: Set[str] = frozenset()  # the modules that it must consist of, if it does of any
-    read: str = ""  # the table, "_parameters" or "_buffers", of what the decoder reads of it
+    called: bool = False  # whether it is called after all where it has hooks
 
 
 def pieces_of(language: Language) -> Iterator[Piece]:
@@ -81,13 +81,19 @@ def pieces_of(language: Language) -> Iterator[Piece]:
 
     def norms(of: str, owner: Any, names: Set[str]) -> Iterator[Piece]:
         for name in names:
-            yield Piece(f"{of}.{name}", getattr(owner, name), family.norm, read="_parameters")
+            yield Piece(f"{of}.{name}", getattr(owner, name), family.norm, called=True)
+
+    def dropouts(of: str, owner: Any) -> Iterator[Piece]:
+        for name, child in owner.named_children():
+            if type(child) is nn.Dropout:  # which does nothing in inference mode
+                yield Piece(f"{of}.{name}", child, nn.Dropout)
 
     yield Piece(where, base, family.base_model, family.base_children())
     parts = parts_of(language)
     yield from norms(where, base, {family.final_norm})
+    yield from dropouts(where, base)
     if family.rotary is not None:
-        yield Piece(f"{where}.rotary_emb", parts.rotary, family.rotary, read="_buffers")
+        yield Piece(f"{where}.rotary_emb", parts.rotary, family.rotary)
     if parts.positions is not None:
         yield Piece(f"{where}.{family.positions_name}", parts.positions, nn.Embedding)
     for number, (layer, attention) in enumerate(zip(parts.layers, parts.attentions, strict=True)):
@@ -96,10 +102,12 @@ def pieces_of(language: Language) -> Iterator[Piece]:
         children = {family.attention_name, family.mlp_name, *own}
         yield Piece(of_layer, layer, family.decoder_layer, children)
         yield from norms(of_layer, layer, own)
+        yield from dropouts(of_layer, layer)
         of_attention = f"{of_layer}.{family.attention_name}"
         children = family.attention_children(attention)
         yield Piece(of_attention, attention, family.attention, children)
         yield from norms(of_attention, attention, family.attention_norms(attention))
+        yield from dropouts(of_attention, attention)
 
 
 def head_dim(attention: Any) -> int:

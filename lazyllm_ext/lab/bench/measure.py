@@ -41,6 +41,8 @@ def measure(
     say = Console(stderr=True).print
     model = Model(request.model, request.dtype, request.device)
     model.check_context(request)
+    if model.own_settings:
+        say(model.own_settings, markup=False)
     say(f"verifying {', '.join(request.schedules)}")
     ids = model.prompt(request.lengths[0])[None]
     verify_dense(model, ids, torch.ones_like(ids))

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 import lazyllm_ext
 from lazyllm_ext import state as book
+from lazyllm_ext.hf import load_model, load_tokenizer, settle_defaults
 from lazyllm_ext.hf.models.versions import CACHE_NAME
 from lazyllm_ext.lab.tools.clock import TokenClock
 from lazyllm_ext.lab.tools.cost import active_sets
@@ -54,17 +55,19 @@ class Model:
     def __init__(self, source: str, dtype: str, device: str = "cpu"):
         self.source, self.device = source, device
         self.tokenizer = None
+        self.own_settings: str | None = None  # what the model's files ask for without effect
         if source.startswith(RANDOM):
             self.model = _random_model(source.removeprefix(RANDOM), dtype, device)
         else:
-            self.tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
-            self.model = AutoModelForCausalLM.from_pretrained(
+            self.tokenizer = load_tokenizer(source, local_files_only=True)
+            self.model = load_model(
                 source,
                 dtype=getattr(torch, dtype),
                 attn_implementation="sdpa",
                 local_files_only=True,
             )
             self.model = self.model.to(device)
+            self.own_settings = settle_defaults(self.model, greedy=True).sentence()
         self.model.eval().requires_grad_(False)
         self.text = self._text()
         self._compiled: Any = None

@@ -12,7 +12,7 @@ from .metrics import score
 from .page import write_page
 from .processes import Processes, sharing
 from .report import write_report
-from .results import Record, Records, model_digest
+from .results import Record, Records, model_digest, only_run
 from .runner import Evaluation
 from .subject import Subject
 from .summary import EvaluationReport, summarize
@@ -32,6 +32,7 @@ __all__ = [
     "choose",
     "cut_prompts",
     "model_digest",
+    "only_run",
     "parse_contender",
     "parse_contenders",
     "read_longbench",

@@ -13,12 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lazyllm_ext.json_input import InputError, checked, decode, read_object, wrong
+from lazyllm_ext.json_input import InputError, checked, read_object, wrong
 
 from .longbench_prompts import PROMPTS
 from .measure import REFERENCE_TOKENS
 from .subject import Subject
-from .tasks import Item, OptionalText, OptionalTexts, Tasks, Text, Texts, collect
+from .tasks import Item, OptionalText, OptionalTexts, Tasks, Text, Texts, collect, decode_line
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def parse(text: str, where: str, name: str) -> Item:
     Raises:
         InputError: not a JSON object, or a field that is missing or wrong: field, expected, got.
     """
-    line, own = read_object(_Line, decode(text, where), where), DATA_SETS[name]
+    line, own = read_object(_Line, decode_line(text, where), where), DATA_SETS[name]
     if line.dataset not in (None, name):
         raise wrong("dataset", name, line.dataset, where)
     if not line.answers:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from lazyllm_ext.files import write_text
 from lazyllm_ext.lab.tools.files import os_error_as, write_json
 from lazyllm_ext.lab.tools.tables import left_out, markdown_table, number
 
@@ -60,7 +61,7 @@ def write_report(report: EvaluationReport, folder: str | os.PathLike[str]) -> li
     written = [place / "report.json", place / "report.md"]
     with os_error_as(f"output: cannot write to {str(folder)!r}"):
         write_json(written[0], report.to_dict())
-        written[1].write_text(to_markdown(report), encoding="utf-8")
+        write_text(written[1], to_markdown(report))
     written.append(plot_score_against_ttft(report, place / "score_vs_ttft.png"))
     kept = plot_kept_tokens(report, place / "kept_tokens.png")
     return written if kept is None else [*written, kept]

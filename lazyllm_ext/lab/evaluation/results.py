@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -92,7 +94,7 @@ class Records:
 
     def _write(self, lines: bytes) -> None:
         """Append to this process's file; it is on disk when this returns."""
-        with self._own.open("ab") as file:
+        with os_error_as(self._fault), self._own.open("ab") as file:
             file.write(lines)
             file.flush()
             os.fsync(file.fileno())
@@ -102,10 +104,36 @@ class Records:
         return self._by_key.get(key)
 
     def append(self, record: Record) -> None:
-        """Write a record; it is on disk when this returns."""
+        """Write a record; it is on disk when this returns.
+
+        Raises:
+            ValueError: it cannot be written, on a full disk for example.
+        """
         line = json.dumps(asdict(record), ensure_ascii=False) + "\n"
         self._write(line.encode("utf-8", "surrogatepass"))
         self._by_key[record.key] = record
+
+
+@contextmanager
+def only_run(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """While a run writes records to a folder, no other one may; for the first of its processes.
+
+    Raises:
+        ValueError: another one does, or the folder cannot be made.
+    """
+    path = Path(folder) / FILE
+    with ExitStack() as stack:
+        with os_error_as(f"output: cannot use {str(folder)!r}"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(path.open("ab"))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            said = "expected a folder that no other run writes to at the same time"
+            raise ValueError(f"output: {said}, got {str(folder)!r}") from None
+        except OSError:  # a file system without locks
+            pass
+        yield
 
 
 # Of a file of weights: to read all of it would take longer than some evaluations.
@@ -155,6 +183,13 @@ def _cut_half_line(path: Path) -> None:
 def _parse(line: bytes) -> Record | None:
     """A line of the file; None for one that is not a record of this version."""
     try:
-        return Record(**json.loads(line))
-    except (ValueError, TypeError):
+        record = Record(**json.loads(line))
+    except (ValueError, TypeError, RecursionError):
         return None
+    texts = (record.key, record.contender, record.item, record.task, record.category, record.output)
+    numbers = (record.score, record.new_tokens, record.ttft_seconds, record.decode_seconds)
+    more = (record.computed_percent, record.operations, record.same_first_token, record.kl)
+    right = all(isinstance(text, str) for text in texts) and all(
+        isinstance(number, (int, float)) for number in (*numbers, *more, *record.scores)
+    )
+    return record if right else None

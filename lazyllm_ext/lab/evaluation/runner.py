@@ -61,10 +61,10 @@ class Evaluation:
     ):
         self.subject, self.contenders, self.records = subject, contenders, records
         self.model, self.setting, self.processes = model, setting, processes
-        self.skipped: list[str] = []  # a sentence for every item that does not fit the context
+        self.skipped: list[str] = []  # a sentence for every item that cannot be run
         self.items: list[Item] = []
         for item in items:
-            fault = self._too_long(item)
+            fault = self._fault(item)
             if fault is None:
                 self.items.append(item)
             else:
@@ -146,11 +146,15 @@ class Evaluation:
     def _key(self, item: Item, contender: Contender) -> str:
         return key_of(self.model, self.setting, contender.identity, asdict(item))
 
-    def _too_long(self, item: Item) -> str | None:
-        tokens = self.subject.encode(item).ids.numel()
-        more = max(item.max_new_tokens, REFERENCE_TOKENS)
-        if item.metric == "nll":
-            more = max(more, self.subject.tokens(item.answers[0]).ids.numel())
+    def _fault(self, item: Item) -> str | None:
+        """A sentence about an item without tokens, or that does not fit the context."""
+        try:
+            tokens = self.subject.encode(item).ids.numel()
+            more = max(item.max_new_tokens, REFERENCE_TOKENS)
+            if item.metric == "nll":
+                more = max(more, self.subject.tokens(item.answers[0]).ids.numel())
+        except ValueError as error:
+            return f"{item.id}: {error}"
         return self.subject.too_long(item, tokens, more)
 
 

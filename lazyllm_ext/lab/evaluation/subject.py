@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lazyllm_ext.decoder import LazyDecoder
+from lazyllm_ext.hf import as_chat, check_tokens
 from lazyllm_ext.hf.models.versions import CACHE_NAME
 from lazyllm_ext.lab.tools.cost import prefill_operations
 from lazyllm_ext.lab.tools.dense import nats
@@ -74,15 +75,14 @@ class Subject:
         """The item's prompt, or another text in its place, as the model gets it.
 
         Raises:
-            ValueError: it has no token.
+            ValueError: it has no token, or one that the model does not have, or the chat template
+                fails.
         """
         text = item.prompt if text is None else text
         special = not self.uses_template(item)
         if not special:
             turn = [{"role": "user", "content": text}]
-            text = self.tokenizer.apply_chat_template(
-                turn, tokenize=False, add_generation_prompt=True
-            )
+            text = as_chat(self.tokenizer, turn)
         elif self.answer_prefix:
             text += item.answer_prefix
         return self.tokens(text, special)
@@ -92,6 +92,7 @@ class Subject:
         encoded = self.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
         if not encoded["input_ids"]:
             raise ValueError("prompt: expected at least one token, got none")
+        check_tokens(self.model, encoded["input_ids"])
         ids = torch.tensor(encoded["input_ids"], device=self.model.device)
         return Prompt(text, ids, tuple((begin, end) for begin, end in encoded["offset_mapping"]))
 

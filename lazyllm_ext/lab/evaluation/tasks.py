@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from lazyllm_ext.json_input import (
     checked,
     decode,
     read_object,
+    read_text,
     shown,
     wrong,
 )
@@ -119,7 +121,7 @@ def collect(name: str, files: Iterable[tuple[Path, Callable[[str, str], Item]]])
                 continue
             where = f"{file}:{number}"
             try:
-                item = parse(_text(line, where), where)
+                item = parse(read_text(line, where), where)
                 if item.id in items:
                     said = f"expected a new one, got {shown(item.id)} again"
                     raise InputError("id", said, where)
@@ -159,6 +161,23 @@ def choose(items: Sequence[Item], lengths: Sequence[int] = (), limit: int | None
     return Tasks(tuple(chosen), ())
 
 
+def decode_line(text: str, where: str) -> Any:
+    """A line's JSON -> value.
+
+    Raises:
+        InputError: other text, or a field with half of a surrogate pair, which no tokenizer takes.
+    """
+    data = decode(text, where)
+    if isinstance(data, Mapping) and "\\ud" in text.lower():
+        for name, value in data.items():
+            try:
+                json.dumps(value, ensure_ascii=False).encode("utf-8")
+            except UnicodeEncodeError:
+                said = "expected text, got half of a surrogate pair"
+                raise InputError(ascii(name)[1:-1], said, where) from None
+    return data
+
+
 def parse_item(text: str, where: str, task: str) -> Item:
     """One line -> an item.
 
@@ -169,7 +188,7 @@ def parse_item(text: str, where: str, task: str) -> Item:
     Raises:
         ValueError: not a JSON object, or a field that is missing or wrong: field, expected, got.
     """
-    data = decode(text, where)
+    data = decode_line(text, where)
     if isinstance(data, Mapping):
         generated = {"max_new_tokens": 0} if data.get("metric") == "nll" else {}
         data = {"task": task, "category": data.get("task", task), **generated, **data}
@@ -212,10 +231,3 @@ def files_of(paths: Iterable[str | os.PathLike[str]], what: str) -> list[Path]:
         else:
             raise ValueError(f"{what}: no such file or folder: {str(path)!r}")
     return list(dict.fromkeys(files))
-
-
-def _text(line: bytes, where: str) -> str:
-    try:
-        return line.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError("", "expected UTF-8 text, got other bytes", where) from error

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from lazyllm_ext.files import write_text
 
 
 @contextmanager
@@ -18,13 +21,36 @@ def os_error_as(sentence: str) -> Iterator[None]:
         raise ValueError(f"{sentence}: {error.strerror}") from error
 
 
+def check_writable(name: str, path: Path) -> None:
+    """Refuse a file that could not be written, before the work whose result it shall hold.
+
+    Args:
+        name: of what is asked for, for messages.
+
+    Raises:
+        ValueError: its folder is not there, it is no file, or the system does not allow it.
+    """
+    if not path.parent.is_dir():
+        raise ValueError(f"{name}: no such folder: {path.parent}")
+    if path.exists() and not path.is_file():
+        kind = "a folder" if path.is_dir() else "a device"
+        raise ValueError(f"{name}: expected a file, got {kind}: {path}")
+    with os_error_as(f"{name}: cannot write {path}"):
+        if path.exists():
+            with path.open("ab"):
+                pass
+        else:
+            with tempfile.TemporaryFile(dir=path.parent) as file:
+                file.write(b" ")  # a full disk has room for names
+
+
 def write_json(path: Path, data: Any) -> None:
     """Write a report's data."""
-    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_pair(stem: Path, content: dict[str, Any], lines: Iterable[str]) -> None:
     """Write a measurement: its content as `stem`.json, and lines of Markdown as `stem`.md."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     for suffix, text in (("json", json.dumps(content, indent=1)), ("md", "\n".join(lines))):
-        stem.with_name(f"{stem.name}.{suffix}").write_text(text + "\n", encoding="utf-8")
+        write_text(stem.with_name(f"{stem.name}.{suffix}"), text + "\n")

@@ -6,6 +6,7 @@ docs/tuning.md says how it is found. Nothing in the package imports this, but th
 """
 
 from .candidates import Candidate
+from .journal import Journal
 from .prompts import read_prompts
 from .report import to_markdown, write_report, write_schedule
 from .trial import Outcome
@@ -13,6 +14,7 @@ from .tuner import Trial, Tuning, Wish, tune
 
 __all__ = [
     "Candidate",
+    "Journal",
     "Outcome",
     "Trial",
     "Tuning",

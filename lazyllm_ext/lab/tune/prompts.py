@@ -7,8 +7,16 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TypeVar
 
-from lazyllm_ext.json_input import checked, decode, read_object
-from lazyllm_ext.lab.evaluation.tasks import Item, Tasks, Text, Truth, collect, files_of
+from lazyllm_ext.json_input import checked, read_object
+from lazyllm_ext.lab.evaluation.tasks import (
+    Item,
+    Tasks,
+    Text,
+    Truth,
+    collect,
+    decode_line,
+    files_of,
+)
 
 T = TypeVar("T")
 
@@ -31,7 +39,7 @@ def read_prompts(path: str | os.PathLike[str]) -> Tasks:
 
 def _parse(text: str, where: str, file: str) -> Item:
     """One line -> an item that asks for no answer. InputError for a broken line."""
-    line = read_object(_PromptLine, decode(text, where), where)
+    line = read_object(_PromptLine, decode_line(text, where), where)
     return Item(
         id=where,  # a line has no name of its own
         task=file,

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from lazyllm_ext.files import write_text
 from lazyllm_ext.lab.evaluation.static import SCORING
 from lazyllm_ext.lab.tools.files import os_error_as, write_json
 from lazyllm_ext.lab.tools.tables import left_out, markdown_table
@@ -179,7 +180,7 @@ def write_schedule(tuning: Tuning, path: str | os.PathLike[str]) -> None:
         ValueError: the file cannot be written.
     """
     with os_error_as(f"output: cannot write {str(path)!r}"):
-        Path(path).write_text(tuning.schedule.to_json(), encoding="utf-8")
+        write_text(path, tuning.schedule.to_json())
 
 
 def write_report(tuning: Tuning, title: str, folder: str | os.PathLike[str]) -> list[Path]:
@@ -193,7 +194,7 @@ def write_report(tuning: Tuning, title: str, folder: str | os.PathLike[str]) -> 
         place.mkdir(parents=True, exist_ok=True)
     text, data = place / "report.md", place / "report.json"
     with os_error_as(f"report: cannot write {str(text)!r}"):
-        text.write_text(to_markdown(tuning, title), encoding="utf-8")
+        write_text(text, to_markdown(tuning, title))
     with os_error_as(f"report: cannot write {str(data)!r}"):
         write_json(data, to_dict(tuning))
     return [

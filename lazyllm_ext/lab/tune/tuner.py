@@ -16,6 +16,7 @@ from lazyllm_ext.schedule import PruningSchedule
 from . import trial
 from .candidates import Candidate, grid, harder, operations
 from .curves import Recall, choose_layers, mean_curve
+from .journal import Journal
 from .prompts import halves
 from .reference import DenseModel, Reference
 from .search import cheapest
@@ -114,6 +115,7 @@ def tune(
     wish: Wish,
     name: str,
     progress: Progress = lambda what, done, total: None,
+    journal: Journal | None = None,
 ) -> Tuning:
     """Find the cheapest schedule within the bounds.
 
@@ -123,6 +125,7 @@ def tune(
             on the others, and counts as over them if it is so there.
         name: of the schedule.
         progress: called as work is done.
+        journal: of this search; what it holds is not run again. None for none.
 
     Raises:
         ValueError: a model without a place for a boundary, or fewer than two prompts that fit.
@@ -133,9 +136,11 @@ def tune(
     bar = _Bar(progress, len(tuned_ids) * (1 + wish.most_runs) + 2 * len(checked_ids))
     references, layers = _references(subject, dense, tuned_ids, wish, bar)
     min_tokens = min(_MIN_TOKENS, *(ids.numel() for ids in fitting))
-    make_half = partial(_Half, dense, wish, min_tokens, bar)
-    half = make_half(lambda: references)
-    other = make_half(lambda: _references(subject, dense, checked_ids, wish, bar, layers)[0])
+    make_half = partial(_Half, dense, wish, min_tokens, bar, journal)
+    half = make_half(tuned_ids, lambda: references)
+    other = make_half(
+        checked_ids, lambda: _references(subject, dense, checked_ids, wish, bar, layers)[0]
+    )
     lengths = [ids.numel() for ids in tuned_ids]
     best, left_open = _search(grid(layers, wish.most_boundaries), half, other, lengths)
     bar.end()
@@ -176,11 +181,15 @@ class _Bar:
 def fitting_prompts(
     subject: Subject, items: Sequence[Item], new_tokens: int
 ) -> tuple[list[Tensor], list[str]]:
-    """Tokens of the prompts that fit the model's context, and sentences about the others."""
+    """Tokens of the prompts that fit the model's context, and sentences about all others."""
     fitting: list[Tensor] = []
     skipped: list[str] = []
     for item in items:
-        ids = subject.encode(item).ids
+        try:
+            ids = subject.encode(item).ids
+        except ValueError as error:
+            skipped.append(f"{item.id}: {error}")
+            continue
         refusal = subject.too_long(item, ids.numel(), new_tokens)
         if refusal is None:
             fitting.append(ids)
@@ -245,9 +254,12 @@ class _Half:
         wish: Wish,
         min_tokens: int,
         bar: _Bar,
+        journal: Journal | None,
+        prompts: Sequence[Tensor],
         references: Callable[[], Sequence[Reference]],
     ):
         self.dense, self.wish, self.min_tokens, self.bar = dense, wish, min_tokens, bar
+        self.journal, self.prompts = journal, prompts
         self._make_references = references
         self.trials: list[Trial] = []
 
@@ -258,16 +270,16 @@ class _Half:
     @cached_property
     def _kl(self) -> list[list[float]]:
         """What each prompt has suffered so far."""
-        return [[] for _ in self.references]
+        return [[] for _ in self.prompts]
 
     def run(self, candidate: Candidate) -> bool:
         """Whether a candidate is within the bounds; as few prompts as it takes to know."""
         schedule = candidate.schedule(min_tokens=self.min_tokens)
         outcomes: list[Outcome] = []
-        count = len(self.references)
+        count = len(self.prompts)
         fine = True
         for place in self._order():
-            outcomes.append(trial.run(self.dense.decoder, schedule, self.references[place]))
+            outcomes.append(self._outcome(schedule, place))
             self._kl[place].append(outcomes[-1].kl)
             self.bar.step(f"run {len(self.trials) + 1} ({candidate}){self._best_so_far()}")
             fine = within(self.wish, outcomes, count)
@@ -276,6 +288,16 @@ class _Half:
         self.trials.append(Trial(candidate, mean(outcomes), len(outcomes), count, fine))
         self.bar.step("", count - len(outcomes))
         return fine
+
+    def _outcome(self, schedule: PruningSchedule, place: int) -> Outcome:
+        """Of a schedule on one prompt, which an interrupted search may have found."""
+
+        def run() -> Outcome:
+            return trial.run(self.dense.decoder, schedule, self.references[place])
+
+        if self.journal is None:
+            return run()
+        return self.journal.outcome(schedule, self.prompts[place], run)
 
     def outcome(self, candidate: Candidate | None) -> Outcome | None:
         """Of a candidate that was run; None for none."""

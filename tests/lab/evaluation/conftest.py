@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from cli.conftest import chat_folder, folder, run
+from cli.conftest import asking, chat_folder, folder, run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lazyllm_ext.lab.evaluation import Item, Subject
 from lazyllm_ext.lab.evaluation.measure import make_reference
 from lazyllm_ext.lab.evaluation.sessions import PlainSession
 
-__all__ = ["chat_folder", "folder", "run"]  # fixtures
+__all__ = ["asking", "chat_folder", "folder", "run"]  # fixtures
 
 # 150 tokens, one for each byte.
 TEXT = (

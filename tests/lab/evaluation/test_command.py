@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lazyllm_ext.lab.evaluation import runner
+from lazyllm_ext.lab.evaluation import only_run, runner
 
 Run = Callable[..., Any]
 
@@ -141,18 +142,18 @@ def test_chat_template_and_answer_prefix_make_other_prompts(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--contenders", "nothing"], "contenders: expected dense, a schedule"),
-        (["--contenders", "dense,static:2"], "contenders: static: expected the part"),
+        (["--contenders", "nothing"], "--contenders: expected dense, a schedule"),
+        (["--contenders", "dense,static:2"], "--contenders: static: expected the part"),
         (["--against", "fast"], "--against: expected one of dense, balanced, got 'fast'"),
         (["--page", "qa-9"], "--page: expected the id of an item that is run, got 'qa-9'"),
         (
             ["--lengths", "long"],
             "--lengths: expected whole numbers with commas between, got 'long'",
         ),
-        (["--lengths", "300"], "lengths: got 300, expected one of the items': 100"),
+        (["--lengths", "300"], "--lengths: got 300, expected one of the items': 100"),
         (["--limit", "0"], "Invalid value for '--limit': "),
         (["--dtype", "int8"], "Invalid value for '--dtype': "),
-        (["--tasks", "nowhere.jsonl"], "tasks: no such file or folder: 'nowhere.jsonl'"),
+        (["--tasks", "nowhere.jsonl"], "--tasks: no such file or folder: 'nowhere.jsonl'"),
     ],
 )
 def test_bad_input(
@@ -180,3 +181,61 @@ def test_says_which_extra_to_install(
     assert ran.stderr == (
         "lazyllm-ext: plots: expected matplotlib; install it with pip install 'lazyllm-ext[lab]'\n"
     )
+
+
+def test_half_a_surrogate_pair_is_named_left_out_and_counted(
+    run: Run, folder: Path, tasks: Path, tmp_path: Path
+):
+    """Also in a field that only becomes a part of the record, or of the report."""
+    line = json.loads(tasks.read_text().splitlines()[0])
+    broken = [{**line, "id": name, name: "x\ud800"} for name in ("task", "prompt", "question")]
+    broken.append({**line, "id": "answers", "answers": ["\udfff"]})
+    tasks.write_text(json.dumps(line) + "\n" + "\n".join(map(json.dumps, broken)))
+    ran = run("eval", folder, "--tasks", tasks, "--contenders", "dense", "--output", tmp_path / "o")
+    assert ran.status == 0, ran.stderr
+    for number, name in enumerate(("task", "prompt", "question", "answers"), start=2):
+        assert f"{tasks}:{number}: {name}: expected text, got half of a surrogate" in ran.stderr
+    assert "broken lines skipped: 4" in ran.stderr
+    assert len(records(tmp_path / "o")) == 1
+
+
+def test_a_disk_that_is_full(run: Run, folder: Path, tasks: Path, tmp_path: Path):
+    """A sentence; what is whole stays, and the next run goes on from there."""
+    arguments = ("eval", folder, "--tasks", tasks, "--contenders", "dense", "--output", tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (700, hard))  # bytes of any file
+    try:
+        ran = run(*arguments)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert ran.status == 2
+    assert ran.stderr == f"lazyllm-ext: --output: cannot use '{tmp_path}': File too large\n"
+    ran = run(*arguments)
+    assert ran.status == 0, ran.stderr
+    assert len(records(tmp_path)) == len(tasks.read_text().splitlines())
+
+
+def test_one_run_in_a_folder_at_a_time(run: Run, folder: Path, tasks: Path, tmp_path: Path):
+    arguments = ("eval", folder, "--tasks", tasks, "--contenders", "dense", "--output", tmp_path)
+    with only_run(tmp_path):
+        ran = run(*arguments)
+    assert (ran.status, ran.stdout) == (2, "")
+    assert "--output: expected a folder that no other run writes to at the same" in ran.stderr
+    assert run(*arguments).status == 0
+
+
+def test_what_the_models_own_files_ask_for(
+    run: Run, folder: Path, tasks: Path, tmp_path: Path, asking: Callable[..., Path]
+):
+    """Answers are the likeliest tokens; the form of outputs and penalties have no effect."""
+    outputs = []
+    for place, model in (("plain", folder), ("asks", asking(use_cache=False, num_beams=3,
+                                                            repetition_penalty=1.5))):  # fmt: skip
+        ran = run("eval", model, "--tasks", tasks, "--contenders", "dense,balanced", "--output",
+                  tmp_path / place)  # fmt: skip
+        assert ran.status == 0, ran.stderr
+        outputs.append([row[1:4] for row in scores(tmp_path / place)])
+    assert outputs[0] == outputs[1]
+    assert "without effect" in ran.stderr
+    for told in ("use_cache=False", "num_beams=3", "repetition_penalty=1.5"):
+        assert told in ran.stderr

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from lazyllm_ext.lab.tune import trial
 from lazyllm_ext.schedule import PruningSchedule
 
 Run = Callable[..., Any]
@@ -121,12 +122,12 @@ def test_chat_template(run: Run, chat_folder: Path, prompts: Path, tmp_path: Pat
     ("options", "message"),
     [
         (["--bound", "-1"], "Invalid value for '--bound': "),
-        (["--bound", "inf"], "bound: expected a KL of at least 0 nats, got inf"),
+        (["--bound", "inf"], "--bound: expected a KL of at least 0 nats, got inf"),
         (["--agreement", "2"], "Invalid value for '--agreement': "),
         (["--limit", "1"], "Invalid value for '--limit': "),
         (["--boundaries", "4"], "Invalid value for '--boundaries': "),
         (["--dtype", "int8"], "Invalid value for '--dtype': "),
-        (["--prompts", "nowhere.jsonl"], "prompts: no such file or folder: 'nowhere.jsonl'"),
+        (["--prompts", "nowhere.jsonl"], "--prompts: no such file or folder: 'nowhere.jsonl'"),
         (["--output", "no/where.json"], "--output: no such folder: no"),
         (["--output", "/dev/null"], "--output: cannot make the folder /dev/null: there is a file"),
     ],
@@ -147,7 +148,7 @@ def test_prompts_without_a_good_line(run: Run, folder: Path, tmp_path: Path):
     ran = run("tune", folder, "--prompts", file)
     assert ran.status == 2
     assert ran.stderr == (
-        "lazyllm-ext: prompts: expected at least one item, got none; the first fault: "
+        "lazyllm-ext: --prompts: expected at least one item, got none; the first fault: "
         f"{file}:1: prompt: expected a text, got nothing\n"
     )
 
@@ -157,4 +158,60 @@ def test_one_prompt_is_not_enough(run: Run, folder: Path, tmp_path: Path):
     file.write_text('{"prompt": "a"}\n')
     ran = run("tune", folder, "--prompts", file)
     assert ran.status == 2
-    assert ran.stderr.startswith("lazyllm-ext: prompts: expected at least 2, one to tune on")
+    assert ran.stderr.startswith("lazyllm-ext: --prompts: expected at least 2, one to tune on")
+
+
+def test_places_are_checked_before_the_search(
+    run: Run, folder: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("lazyllm_ext.cli.tune.load", lambda *how: pytest.fail("it was loaded"))
+    (tmp_path / "file").touch()
+    for options, said in (
+        (["--output", "/dev/null/x.json"], "--output: no such folder: /dev/null"),
+        (["--output", tmp_path / "no" / "x.json"], f"--output: no such folder: {tmp_path / 'no'}"),
+        (["--output", "/dev/full"], "--output: cannot make the folder /dev/full: there is a file"),
+        (["--report", tmp_path / "file"], "--report: cannot make the folder "),
+        (["--report", tmp_path / "file" / "x"], "--report: cannot make the folder "),
+    ):
+        ran = run("tune", folder, "--prompts", prompts, *options)
+        assert ran.status == 2
+        assert ran.stderr.startswith(f"lazyllm-ext: {said}")
+
+
+def test_an_interrupted_search_goes_on(
+    run: Run, folder: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """What was run is not run again, whatever became of the last line; the result is the same."""
+    calls: list[Any] = []
+    of_trial = trial.run
+
+    def interrupted_at(most: int) -> None:
+        calls.clear()
+
+        def run_trial(*what: Any) -> Any:
+            if len(calls) == most:
+                raise KeyboardInterrupt
+            calls.append(what)
+            return of_trial(*what)
+
+        monkeypatch.setattr(trial, "run", run_trial)
+
+    def tune(name: str) -> Any:
+        return run("tune", folder, "--prompts", prompts, "--output", tmp_path / name, *QUICK)
+
+    interrupted_at(10**9)
+    assert tune("whole.json").status == 0
+    whole, kept = len(calls), tmp_path / "mine.json.partial"
+    assert not list(tmp_path.glob("*.partial"))
+    interrupted_at(3)
+    ran = tune("mine.json")
+    assert ran.status == 130
+    assert f"interrupted with 3 results in {kept}; the same command goes on" in ran.stderr
+    kept.write_bytes(kept.read_bytes()[:-9])
+    interrupted_at(10**9)
+    ran = tune("mine.json")
+    assert ran.status == 0, ran.stderr
+    assert f"2 results found in {kept}" in ran.stderr
+    assert len(calls) == whole - 2
+    assert not kept.exists()
+    assert (tmp_path / "mine.json").read_text() == (tmp_path / "whole.json").read_text()

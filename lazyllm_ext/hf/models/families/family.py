@@ -11,7 +11,11 @@ from torch import nn
 
 Value = TypeVar("Value")
 OfConfig = Callable[[Any], Value]  # read off the language model's configuration
-OfAttention = Callable[[Any], Value]  # read off a layer's attention module
+# Read where transformers' forward reads it, so that a change of it is seen: off a module, …
+OfModel = Callable[[Any], Value]  # the causal language model
+OfBase = Callable[[Any], Value]  # the base model
+OfLayer = Callable[[Any], Value]
+OfAttention = Callable[[Any], Value]  # a layer's attention module
 
 
 def constant(value: Value) -> Callable[[Any], Value]:
@@ -109,20 +113,19 @@ class Family:
     interleaved: bool = False  # the components that are rotated together are neighbours, not halves
     partial_rotary: bool = False  # only the first dimensions of a head are rotated
     window: OfAttention[int] = full_attention  # sliding window in tokens, 0 for full attention
-    parallel: OfConfig[bool] = never  # whether attention and MLP both read the layer's input
-    attention_softcap: OfConfig[float | None] = nothing  # of the attention's logits
+    parallel: OfLayer[bool] = never  # whether attention and MLP both read the layer's input
+    attention_softcap: OfAttention[float | None] = nothing  # of the attention's logits
     # Factors on embeddings (those given as inputs_embeds too), on what attention and MLP add, and
     # on the logits.
-    embed_scale: OfConfig[float] = one
-    residual_scale: OfConfig[float] = one
-    logit_scale: OfConfig[float] = one
-    refuse: OfConfig[str | None] = nothing  # why this model cannot be run, None if it can
+    embed_scale: OfBase[float] = one
+    residual_scale: OfLayer[float] = one
+    logit_scale: OfModel[float] = one
+    refuse: OfBase[str | None] = nothing  # why this model cannot be run, None if it can
 
     def norm_names(self, layer: Any) -> list[str]:
         """The four names of this layer's norms, "" for what it has not."""
         return [
-            next((one for one in name.split("|") if getattr(layer, one or "-", None)), "")
-            for name in self.norms
+            next((one for one in name.split("|") if _has(layer, one)), "") for name in self.norms
         ]
 
     def layer_norms(self, layer: Any) -> set[str]:
@@ -137,11 +140,16 @@ class Family:
     def attention_norms(self, attention: Any) -> set[str]:
         """Names of the norms that this attention module has."""
         names = (*self.head_norms, self.output_norm)
-        return {name for name in names if getattr(attention, name or "-", None) is not None}
+        return {name for name in names if _has(attention, name)}
 
     def attention_children(self, attention: Any) -> set[str]:
         """Names of the modules that this attention module must consist of."""
         return {*self.projections} | self.attention_norms(attention)
+
+
+def _has(owner: Any, name: str) -> bool:
+    # Not its truth value: a compiled module has none.
+    return getattr(owner, name or "-", None) is not None
 
 
 _CLASSES = {

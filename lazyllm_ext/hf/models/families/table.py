@@ -27,15 +27,21 @@ from .family import (
 def _no(option: str, why: str) -> Callable[[Any], str | None]:
     """Refuses configurations in which an option is on."""
 
-    def refuse(config: Any) -> str | None:
-        value = getattr(config, option, None)
+    def refuse(base: Any) -> str | None:
+        value = getattr(base.config, option, None)
         return f"config.{option}={value!r} is not supported: {why}" if value else None
 
     return refuse
 
 
-def _no_query_scale(config: Any) -> str | None:
-    if config.rope_parameters.get("llama_4_scaling_beta"):
+def _no_bias(base: Any) -> str | None:
+    if base.use_alibi or base.config.alibi:
+        return "alibi: attention biased by distance (ALiBi) is not supported"
+    return None
+
+
+def _no_query_scale(base: Any) -> str | None:
+    if base.config.rope_parameters.get("llama_4_scaling_beta"):
         return "llama_4_scaling_beta: queries scaled by position are not supported"
     return None
 
@@ -76,7 +82,7 @@ _GEMMA: dict[str, Any] = {"norm_eps": "eps", "norm_offset": 1.0}
 _GRANITE: dict[str, Any] = {
     "embed_scale": attrgetter("embedding_multiplier"),
     "residual_scale": attrgetter("residual_multiplier"),
-    "logit_scale": lambda config: 1.0 / config.logits_scaling,
+    "logit_scale": lambda model: 1.0 / model.config.logits_scaling,
 }
 _COHERE: dict[str, Any] = {
     "norms": _SHARED_NORM,
@@ -271,9 +277,9 @@ FAMILIES: dict[str, Callable[[str], Family]] = {
         projections=("query_key_value", "dense"),
         fused_groups=_falcon_groups,
         kv_heads=_falcon_groups,
-        scale=attrgetter("inv_norm_factor"),
-        parallel=lambda config: config.new_decoder_architecture or config.parallel_attn,
-        refuse=_no("alibi", "attention biased by distance (ALiBi)"),
+        scale=lambda attention: attention.head_dim**-0.5,
+        parallel=lambda layer: layer.config.new_decoder_architecture or layer.config.parallel_attn,
+        refuse=_no_bias,
         **_LAYER_NORM,
     ),
     # Learned positions instead of a rotary embedding.
