@@ -20,6 +20,7 @@ What holds for all of them:
 * The same input gives the same result, bit by bit, and a sequence gives in a batch what it gives
   alone; on CUDA, importance and attention to rounding, since how a sequence is split follows the
   whole batch.
+* ``torch.utils.flop_counter.FlopCounterMode`` counts them (:mod:`lazyllm_ext.ops.flops`).
 * Inference only: with gradients enabled, an input that requires grad is refused (RuntimeError).
 
 A wrong argument raises ``TypeError`` (not a tensor, wrong dtype) or ``ValueError`` (all else), with

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from . import fake
+from . import fake, flops
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -28,7 +28,7 @@ def library_path() -> Path:
 
 
 def load() -> None:
-    """Load the operators into ``torch.ops.lazyllm`` and register their fakes.
+    """Load the operators into ``torch.ops.lazyllm``, and register their fakes and FLOP formulas.
 
     Raises:
         ImportError: the library is missing, or cannot be loaded into this PyTorch.
@@ -42,3 +42,4 @@ def load() -> None:
             f"(they need 2.10 or newer): {error}"
         ) from error
     fake.register()
+    flops.register()

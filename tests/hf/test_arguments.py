@@ -137,6 +137,7 @@ FORWARDS: dict[str, tuple[str, Arguments]] = {
         "gpt2",
         lambda model: {**LEFT, "position_ids": (LEFT["attention_mask"].cumsum(1) - 1).relu()},
     ),
+    "one mask for all": ("llama", _given(attention_mask=ONES[:1])),
     "types": ("llama", _given(token_type_ids=torch.zeros_like(IDS))),
     "a tokenizer": ("llama", _given(tokenizer=1)),
 }

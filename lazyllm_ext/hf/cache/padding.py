@@ -76,6 +76,8 @@ def find_padding(
             )
         return Padding(batch, columns, every_column, absent=cache.absent)
     check_mask(mask)
+    if mask.size(0) == 1 != batch and bool(mask.all()):  # one for all, which transformers skips
+        mask = mask.expand(batch, -1)
     _check_shape(mask, batch, columns, cache.columns)
     absent = (mask == 0).to(device)
     if cache.absent is None and not bool(absent.any()):
