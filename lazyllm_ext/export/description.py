@@ -12,13 +12,15 @@ from torch import nn
 
 from lazyllm_ext.json_input import checked, decode, read_object, shown
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+_OLDEST_FORMAT = 2  # as 3, without checksums.json
 # The operator library's target, see docs/architecture.md.
 OLDEST_TORCH = "2.10"
 
 # Names of the files inside an export.
 DESCRIPTION, SCHEDULE, TOKENIZER = "lazyllm.json", "schedule.json", "tokenizer.json"
 COMPILED = "decode.pt2"
+CHECKSUMS = "checksums.json"
 KINDS = ("torchscript", "aoti")
 
 
@@ -59,6 +61,11 @@ class Description:
     format_version: int = FORMAT_VERSION
     oldest_torch: str = OLDEST_TORCH
 
+    @property
+    def lists_checksums(self) -> bool:
+        """Whether the file has a list of its members' checksums."""
+        return self.format_version > _OLDEST_FORMAT
+
     def to_json(self) -> str:
         """The description as JSON text."""
         return json.dumps(asdict(self), indent=2) + "\n"
@@ -75,10 +82,11 @@ class Description:
             version = data["format_version"]
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{where}: {DESCRIPTION}: expected an export's description") from error
-        if version != FORMAT_VERSION:
+        if version not in (_OLDEST_FORMAT, FORMAT_VERSION):
             raise ValueError(
-                f"{where}: format_version: expected {FORMAT_VERSION}, got {version}; load it with "
-                "the release of lazyllm-ext that made it, or export it again"
+                f"{where}: format_version: expected {_OLDEST_FORMAT} or {FORMAT_VERSION}, got "
+                f"{version}; load it with the release of lazyllm-ext that made it, or export it "
+                "again"
             )
         wrong = {field.name for field in fields(cls)}.symmetric_difference(data)
         if wrong:

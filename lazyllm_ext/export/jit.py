@@ -38,12 +38,14 @@ def load(path: str) -> Any:
 
 @contextmanager
 def running() -> Iterator[None]:
-    """TorchScript as it was written, without gradients.
+    """TorchScript as it was written, without gradients, outside of inference mode.
 
-    Its optimizer profiles the first two calls and compiles for 5 to 10 seconds after each, and the
+    What is made in inference mode could not be changed by a later call outside. TorchScript's
+    optimizer profiles the first two calls and compiles for 5 to 10 seconds after each, and the
     operators, which take nearly all the time, are no business of it.
     """
-    with torch.jit.optimized_execution(False), torch.no_grad():  # type: ignore[attr-defined]
+    plain = torch.jit.optimized_execution(False)  # type: ignore[attr-defined]
+    with plain, torch.inference_mode(False), torch.no_grad():
         yield
 
 

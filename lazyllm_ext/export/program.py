@@ -21,7 +21,11 @@ class Program(nn.Module):
 
     The state belongs to the module, since Python hands a scripted function copies of its arguments'
     lists. `copy.copy(program)` (`module.copy()` in C++) and `reset` give a second conversation that
-    shares the weights.
+    shares the weights. `torch.jit.save` writes the conversation, too: `reset` before, for a file
+    without.
+
+    One thread uses a program at a time. All calls of a conversation are inside of inference mode or
+    all outside; after one that failed, it is `reset`. What is not so is refused.
 
     Args:
         decoder: see `LazyDecoder.from_model(…, export=True)`.
@@ -50,6 +54,7 @@ class Program(nn.Module):
         self.eos_token_ids = list(eos_token_ids)
         self.columns = columns
         self.max_revive = max((b.max_revive for b in decoder.boundaries), default=0)
+        self.running = False  # until a call is done: one that failed leaves the state useless
         self.state = self._new_state(batch)
 
     def _new_state(self, batch: int) -> LazyState:
@@ -64,6 +69,24 @@ class Program(nn.Module):
         if batch < 1:
             raise ValueError(f"reset: batch: expected at least 1, got {batch}")
         self.state = self._new_state(batch)
+        self.running = False
+
+    def _check_usable(self) -> None:
+        """Raises ValueError where the state is not whole, or cannot be changed by this call."""
+        if self.running:
+            raise ValueError(
+                "program: expected one whose last call has ended, got one whose last call failed "
+                "or is still running; reset it"
+            )
+        made = torch.empty_like(self.state.length)  # of constants only, it would be a constant
+        if self.state.length.is_inference() != made.is_inference():
+            if max(self.state.host_length) == 0:
+                self.state = self._new_state(len(self.state.host_length))
+            else:
+                raise ValueError(
+                    "program: expected calls of one conversation all inside or all outside of "
+                    "inference mode, got both; reset it to change"
+                )
 
     def forward(self, ids: Tensor, counts: list[int], logits_to_keep: int = 1) -> Tensor:
         """Compute the next tokens of every sequence: a prompt, one token, or the next turn.
@@ -81,9 +104,13 @@ class Program(nn.Module):
             ValueError: before anything is computed, for arguments that do not fit.
         """
         positions = self._positions(ids, counts, logits_to_keep)
+        self._check_usable()
+        self.running = True
         with torch.no_grad():
             hidden = self.decoder.embed_tokens(ids)
-            return self.decoder.step(hidden, positions, counts, self.state, logits_to_keep)
+            logits = self.decoder.step(hidden, positions, counts, self.state, logits_to_keep)
+        self.running = False
+        return logits
 
     def _positions(self, ids: Tensor, counts: list[int], logits_to_keep: int) -> Tensor:
         """Check the arguments; each token's index in its own sequence, [rows] int64."""
@@ -113,6 +140,7 @@ class Program(nn.Module):
     @torch.jit.export
     def crop(self, counts: list[int]) -> None:
         """Remove the newest counts[b] tokens of each sequence."""
+        self._check_usable()
         bookkeeping.crop_(self.state, counts)
 
     @torch.jit.export
@@ -156,6 +184,7 @@ class Program(nn.Module):
 
         The step is counted as done, so it must follow. Only where `fits` says so.
         """
+        self._check_usable()
         # Room for two: torch.export takes a size of 1 for a constant.
         bookkeeping.reserve_steps_(self.state, self.decoder.spec, 2, self.max_revive)
         bookkeeping.count_step_(self.state, self.max_revive)

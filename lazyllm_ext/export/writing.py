@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,12 @@ import transformers
 from torch import nn
 
 from lazyllm_ext.decoder import LazyDecoder
+from lazyllm_ext.files import other_than_file, replacing
 from lazyllm_ext.schedule import PruningSchedule
 from lazyllm_ext.version import __version__
 
 from . import jit
+from .checksums import add_checksums
 from .description import COMPILED, DESCRIPTION, SCHEDULE, TOKENIZER, Description, weights_sha256
 from .program import Program
 from .tokenizer import check_tokenizer, tokenizer_json
@@ -123,16 +124,20 @@ def _prepare(
 ) -> tuple[Path, PruningSchedule, LazyDecoder]:
     """The arguments of an export, checked, and the decoder that is exported."""
     path = Path(path)
-    if not path.parent.is_dir():
-        raise ValueError(f"path: no such folder: {path.parent}")
-    if path.exists() and not path.is_file():
-        kind = "a folder" if path.is_dir() else "a device"
+    try:
+        kind = other_than_file(path)
+    except OSError as error:
+        raise ValueError(f"path: cannot write {path}: {error.strerror}") from error
+    if kind is not None:
         raise ValueError(f"path: expected a file, got {kind}: {path}")
+    target = Path(os.path.realpath(path))
+    if not target.parent.is_dir():
+        raise ValueError(f"path: no such folder: {target.parent}")
     weights = {id(p): p.nbytes for p in getattr(model, "parameters", list)()}
-    _check_room(path, sum(weights.values()))
+    _check_room(target, sum(weights.values()))
     say("describing the model")
     schedule = PruningSchedule.load(schedule)
-    return path, schedule, detached(LazyDecoder.from_model(model, schedule, export=True))
+    return target, schedule, detached(LazyDecoder.from_model(model, schedule, export=True))
 
 
 def _write(program: Program, path: Path, files: dict[str, Any], say: Say) -> None:
@@ -142,8 +147,12 @@ def _write(program: Program, path: Path, files: dict[str, Any], say: Say) -> Non
     say("writing")
     tensors = [*program.parameters(), *program.buffers()]
     _check_room(path, sum(each.nbytes for each in tensors) + sum(map(len, files.values())))
-    with _replacing(path) as scratch:
-        jit.save(scripted, scratch, files)
+    try:
+        with replacing(path) as scratch:
+            jit.save(scripted, os.fspath(scratch), files)
+            add_checksums(scratch)
+    except OSError as error:
+        raise ValueError(f"path: cannot write {path}: {error.strerror}") from error
 
 
 def detached(decoder: LazyDecoder) -> LazyDecoder:
@@ -202,15 +211,3 @@ def _check_room(path: Path, nbytes: int) -> None:
         raise ValueError(
             f"path: cannot write {nbytes / 1e6:.0f} MB to {path}: {error.strerror}"
         ) from error
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[str]:
-    """A scratch file beside `path` that becomes it when all went well, and vanishes otherwise."""
-    try:
-        with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
-            scratch = os.path.join(folder, path.name)
-            yield scratch
-            os.replace(scratch, path)
-    except OSError as error:
-        raise ValueError(f"path: cannot write {path}: {error.strerror}") from error

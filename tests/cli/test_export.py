@@ -26,7 +26,7 @@ def test_writes_what_loads(run: Callable[..., Ran], folder: Path, tmp_path: Path
 
     ran = run("export", folder, "-o", file, "--dtype", "bfloat16")
     assert (ran.status, ran.stderr) == (0, "")
-    for part in ("torchscript, version 2", "bfloat16", "balanced; boundary layers: 2, of 5"):
+    for part in ("torchscript, version 3", "bfloat16", "balanced; boundary layers: 2, of 5"):
         assert part in ran.stdout
     assert export.load(file).description.dtype == "bfloat16"
 

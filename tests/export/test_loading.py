@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from lazyllm_ext import export
+from lazyllm_ext.export.checksums import add_checksums
 
 
 @pytest.fixture(scope="module")
@@ -25,15 +26,18 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 def edited(data: bytes, name: str, old: bytes, new: bytes) -> bytes:
-    """The archive with the members of that ending changed that hold `old`."""
+    """The archive with the members of that ending changed that hold `old`, and new checksums."""
     target, found = io.BytesIO(), False
     with zipfile.ZipFile(io.BytesIO(data)) as source, zipfile.ZipFile(target, "w") as copy:
         for member in source.namelist():
+            if member.endswith("/extra/checksums.json"):
+                continue
             content = source.read(member)
             if member.endswith(name) and old in content:
                 content, found = content.replace(old, new), True
             copy.writestr(member, content)
     assert found
+    add_checksums(target)
     return target.getvalue()
 
 
@@ -57,8 +61,8 @@ def _state_dict() -> bytes:
         (lambda data: b"{}", "expected an export, got a truncated or foreign file"),
         (lambda data: _state_dict(), "expected an export of lazyllm-ext, got another archive"),
         (
-            lambda data: edited(data, "lazyllm.json", b'version": 2', b'version": 9'),
-            "format_version: expected 2, got 9; load it with the release of lazyllm-ext that",
+            lambda data: edited(data, "lazyllm.json", b'version": 3', b'version": 9'),
+            "format_version: expected 2 or 3, got 9; load it with the release of lazyllm-ext that",
         ),
         (
             lambda data: edited(data, "lazyllm.json", b'"dtype"', b'"type"'),
@@ -212,5 +216,11 @@ def test_an_operator_that_fails(exported: bytes, tmp_path: Path) -> None:
         list(loaded.generate([3] * 10, 1))
     assert str(raised.value).startswith("Dimension out of range (expected to be in range of")
     assert "\n" not in str(raised.value)
+    with pytest.raises(ValueError) as refused:
+        list(loaded.generate([5, 6, 7], 3))
+    assert str(refused.value) == (
+        "generate: expected a conversation whose steps ended, got one of which a step failed or "
+        "was interrupted; reset() it"
+    )
     loaded.reset()
     assert list(loaded.generate([5, 6, 7], 3)) == expected

@@ -166,6 +166,7 @@ def _adapted() -> nn.Module:
         ({"path": "none/model.pt"}, "path: no such folder: "),
         ({"path": ""}, "path: expected a file, got a folder: "),
         ({"path": "/dev/null"}, "path: expected a file, got a device: /dev/null"),
+        ({"path": "/dev/full"}, "path: expected a file, got a device: /dev/full"),
         ({"tokenizer": "none.json"}, "tokenizer: cannot read 'none.json': No such file"),
         ({"tokenizer": 3}, "tokenizer: expected a fast tokenizer or the path of a tokenizer.json"),
         ({"tokenizer": __file__}, "tokenizer: expected a tokenizer.json, got "),
@@ -234,6 +235,12 @@ def test_an_export_replaces_a_file_when_it_is_complete(
     export.torchscript(helpers.tiny_llama(), "fast", path)
     assert export.load(path).description.kind == "torchscript"
     assert [file.name for file in tmp_path.iterdir()] == ["model.pt"]
+    link = tmp_path / "link.pt"
+    link.symlink_to(path.name)
+    written = path.stat().st_ino
+    export.torchscript(helpers.tiny_llama(), "fast", link)
+    assert link.is_symlink()
+    assert path.stat().st_ino != written
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,26 @@ def test_long_context_loses_its_beginning(pruned: LazyLM):
         pruned.loglikelihood(scored((TEXT, "a" * 257)))
 
 
+@pytest.mark.parametrize(
+    ("context", "continuation", "empty"),
+    [(TEXT, "", "continuation"), ("", "", None), (" ", " Rome", "context"), (" ", "", "context")],
+)
+def test_nothing_to_score(
+    plain: HFLM, pruned: LazyLM, context: str, continuation: str, empty: str | None
+):
+    """Refused wherever lm_eval's own model refuses it, before anything is computed."""
+    requests = scored((TEXT, " Rome"), (context, continuation))
+    with pytest.raises((AssertionError, IndexError)):
+        plain.loglikelihood(requests)
+    if empty is None:  # lm_eval itself looks at the first token
+        with pytest.raises(IndexError):
+            pruned.loglikelihood(requests)
+        return
+    with pytest.raises(ValueError) as error:
+        pruned.loglikelihood(requests)
+    assert str(error.value).startswith(f"{empty}: expected at least one token, got none, in (")
+
+
 def test_batches_give_what_single_ones_give(folder: Path, schedule: Path, pruned: LazyLM):
     batched = LazyLM(pretrained=str(folder), schedule=str(schedule), device="cpu", batch_size=3)
     assert batched.generate_until(ANSWERS) == pruned.generate_until(ANSWERS)

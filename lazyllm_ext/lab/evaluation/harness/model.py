@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 import lazyllm_ext
 from lazyllm_ext.hf import LazyCache
+from lazyllm_ext.json_input import shown
 
 # (context and continuation as texts, or None; their tokens), as lm_eval hands them over.
 LikelihoodRequest = tuple[Any, list[int], list[int]]
@@ -69,10 +70,13 @@ class LazyLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
     ) -> list[Likelihood]:
         """log p of each continuation after its context, in nats, and whether greedy search says it.
 
-        Contexts that are too long lose their beginning, as with lm_eval's `hf`.
+        Contexts that are too long lose their beginning, as with lm_eval's `hf`, which neither takes
+        a context or continuation without a token (an empty continuation would always win).
         """
         groups: dict[tuple[int, ...], list[int]] = {}
-        for number, (_, context, continuation) in enumerate(requests):
+        for number, (text, context, continuation) in enumerate(requests):
+            _check_tokens("context", context, text)
+            _check_tokens("continuation", continuation, text)
             groups.setdefault(self._fitting(context, continuation), []).append(number)
         found: dict[int, Likelihood] = {}
         silent = disable_tqdm or self.rank != 0
@@ -122,3 +126,8 @@ class LazyLM(HFLM):  # type: ignore[misc]  # lm_eval has no types
 
     def _row(self, tokens: Sequence[int]) -> Tensor:
         return torch.tensor([list(tokens)], dtype=torch.int64, device=self.device)
+
+
+def _check_tokens(name: str, tokens: Sequence[int], text: Any) -> None:
+    if not tokens:
+        raise ValueError(f"{name}: expected at least one token, got none, in {shown(text)}")
