@@ -55,6 +55,19 @@ def half(data: bytes) -> bytes:
 
 
 LAYER = "got none for model.layers.{}.input_layernorm.weight, model.layers.{}.mlp.down_proj.weight"
+
+
+def as_dtype(dtype: torch.dtype) -> Damage:
+    def damage(folder: Path) -> None:
+        path = folder / "model.safetensors"
+        tensors = load_file(path)
+        name = "model.layers.2.self_attn.q_proj.weight"
+        save_file({**tensors, name: tensors[name].to(dtype)}, path, {"format": "pt"})
+
+    return damage
+
+
+INTEGERS = "got others for model.layers.2.self_attn.q_proj.weight"
 DAMAGED: dict[str, tuple[Damage, str]] = {
     "a layer's tensors": (weights(lambda n: ".3." not in n), LAYER.format(3, 3)),
     "the last norm": (weights(lambda n: n != "model.norm.weight"), "none for model.norm.weight"),
@@ -71,6 +84,16 @@ DAMAGED: dict[str, tuple[Damage, str]] = {
     "another width": (
         field("intermediate_size", 72),
         "got other shapes for model.layers.0.mlp.down_proj.weight ([48, 64] instead of [48, 72])",
+    ),
+    "whole numbers for weights": (as_dtype(torch.int8), INTEGERS),
+    "8-bit floats for weights": (as_dtype(torch.float8_e4m3fn), INTEGERS),
+    "an activation that there is not": (
+        field("hidden_act", "nope"),
+        "config.json: cannot be used: it has no entry 'nope'",
+    ),
+    "a list of no files": (
+        lambda folder: (folder / "model.safetensors.index.json").write_text('{"weight_map": []}'),
+        "model.safetensors.index.json: weight_map: expected files by tensors' names, got []",
     ),
     "half a file of weights": (
         bytes_of("model.safetensors", half),

@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
+from safetensors import safe_open
 
 from lazyllm_ext.json_input import InputError, shown
 
@@ -24,6 +26,7 @@ _SIZES = {
     **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "head_dim", "n_head"), _ANY),
     **dict.fromkeys(("max_position_embeddings", "n_positions"), _ANY),
 }
+_FLOATS = ("F64", "F32", "F16", "BF16")  # as safetensors calls them
 _OF_HUB = ("local_files_only", "revision", "token", "cache_dir", "subfolder")
 _TOKENIZER_FILES = (
     *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
@@ -57,11 +60,13 @@ def load_model(folder: str | os.PathLike[str], *, auto_class: Any = None, **argu
     with _naming(folder, "generation_config.json"):
         if _read(folder, "generation_config.json"):
             transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
-    with _naming(folder, "weights", _broken_weights):
+    _check_index(folder)
+    with _naming(folder, "weights", _broken_model):
         model, info = auto_class.from_pretrained(
             folder, output_loading_info=True, ignore_mismatched_sizes=True, **wanted
         )
     _check_weights(model, info, folder)
+    _check_dtypes(model, folder)
     return model.eval()
 
 
@@ -117,6 +122,33 @@ def _check_config(folder: Any, arguments: dict[str, Any]) -> None:
         _check_sizes(config.get_text_config().to_dict())
 
 
+def _check_index(folder: Any) -> None:
+    """Refuse a list of the weights' files that lists none."""
+    name = "model.safetensors.index.json"
+    with _naming(folder, name):
+        index = _read(folder, name)
+        listed = index.get("weight_map")
+        if index and not (isinstance(listed, dict) and listed):
+            raise InputError("weight_map", f"expected files by tensors' names, got {shown(listed)}")
+
+
+def _check_dtypes(model: Any, folder: Any) -> None:
+    """Refuse whole numbers and the like for weights that are computed with as they are.
+
+    transformers converts them, though without a quantization's scales they mean nothing.
+    """
+    if getattr(model, "hf_quantizer", None) is not None:
+        return
+    own = {name for name, weight in model.named_parameters() if weight.is_floating_point()}
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+        others = [name for name, kind in kinds.items() if name in own and kind not in _FLOATS]
+        if others:
+            said = f"expected {', '.join(_FLOATS)} without a quantization, got others for "
+            raise InputError("", said + _listed(others), os.fspath(path))
+
+
 def _check_sizes(config: dict[str, Any]) -> None:
     for name, most in _SIZES.items():
         size = config.get(name)
@@ -167,23 +199,27 @@ def _said(error: Exception) -> str:
         return str(error)
     if "trust_remote_code" in str(error):
         return "auto_map: expected a class of transformers, got code of its own, which is not run"
-    if isinstance(error, KeyError):
-        return f"expected an entry {said}, got none"
-    if not isinstance(error, (OSError, ValueError)):
+    if isinstance(error, KeyError) and len(said.split()) == 1:
+        said = f"it has no entry {said}"
+    elif not isinstance(error, (OSError, ValueError)):
         said = f"{type(error).__name__}: {said}"
     return f"cannot be used: {said if len(said) < _SAID else said[:_SAID] + '…'}"
 
 
-def _broken_weights(folder: Any) -> tuple[str, str] | None:
-    """The first file of weights that cannot be opened, and why."""
-    from safetensors import safe_open
-
+def _broken_model(folder: Any) -> tuple[str, str] | None:
+    """The first file of weights that cannot be opened, or config.json, and why."""
     for path in sorted(Path(folder).glob("*.safetensors")):
         try:
             with safe_open(path, "pt"):
                 pass
         except Exception as error:
             return path.name, f"expected a whole safetensors file, got: {error}"
+    try:  # a model without memory
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        with torch.device("meta"):
+            transformers.AutoModelForCausalLM.from_config(config)
+    except Exception as error:
+        return "config.json", _said(error)
     return None
 
 
