@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -20,6 +21,8 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+
+from lazyllm_ext import PruningSchedule
 
 # Large initial weights: queries and keys of length about 1.4 · √head_dim, so that attention is far
 # from flat and greedy tokens are far apart, and logits of a few units.
@@ -104,6 +107,13 @@ def full_attention(model: nn.Module) -> list[bool]:
     if getattr(config, "layer_types", None) is not None:
         return [kind == "full_attention" for kind in config.layer_types]
     return [getattr(config, "sliding_window", None) is None] * config.num_hidden_layers
+
+
+def at_any_length(name: str) -> PruningSchedule:
+    """A shipped schedule that prunes the short prompts of tests, too."""
+    shipped = PruningSchedule.load(name)
+    models = {key: replace(entry, min_tokens=0) for key, entry in shipped.models.items()}
+    return replace(shipped, min_tokens=0, models=models)
 
 
 def boundary_layers(model: nn.Module) -> list[int]:

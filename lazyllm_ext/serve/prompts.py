@@ -130,4 +130,6 @@ def _normal_form(tokenizer: Any) -> _Form | None:
 
 def _refused(name: str, said: str, error: Exception) -> ApiError:
     reason = " ".join(str(error).split())[:_SHOWN] or type(error).__name__
+    # A template may repeat what a client wrote, and it goes into logs.
+    reason = "".join(letter if letter.isprintable() else "?" for letter in reason)
     return ApiError(f"{name}: the model's {said}: {reason}", name)

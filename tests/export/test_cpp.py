@@ -74,6 +74,6 @@ def test_real_models(name: str, schedule: str, tmp_path: Path) -> None:
 
     model: Any = AutoModelForCausalLM.from_pretrained(REAL_MODELS[name], dtype=torch.float32).eval()
     turns = [list(range(1000, 1200)), list(range(2000, 2020))]
-    expected, _ = answers(model, schedule, turns, 6)
-    export.torchscript(model, schedule, tmp_path / "model.pt")
+    expected, _ = answers(model, SCHEDULES[schedule], turns, 6)
+    export.torchscript(model, SCHEDULES[schedule], tmp_path / "model.pt")
     assert _run(tmp_path / "model.pt", _lines(turns), 6).stdout == _lines(expected)

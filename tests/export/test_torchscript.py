@@ -299,8 +299,8 @@ def test_real_models(name: str, schedule: str, tmp_path: Path) -> None:
 
     model: Any = AutoModelForCausalLM.from_pretrained(REAL_MODELS[name], dtype=torch.float32).eval()
     turns = [list(range(1000, 1200)), list(range(2000, 2020))]
-    expected, _ = answers(model, schedule, turns, 6)
-    export.torchscript(model, schedule, tmp_path / "model.pt")
+    expected, _ = answers(model, SCHEDULES[schedule], turns, 6)
+    export.torchscript(model, SCHEDULES[schedule], tmp_path / "model.pt")
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     assert (tmp_path / "model.pt").stat().st_size < 1.05 * weights
     assert with_torch_alone(tmp_path / "model.pt", turns, 6) == expected

@@ -32,7 +32,7 @@ MODELS = {
 }
 SCHEDULES: dict[str, Any] = {
     "dense": "dense",
-    "balanced": "balanced",
+    "balanced": helpers.at_any_length("balanced").to_dict(),
     # Unbounded revival, the heads' mean.
     "revives": {
         "boundaries": [{"layer": 1, "keep": 0.5}, {"layer": 3, "keep": 0.3}],

@@ -1,9 +1,12 @@
 """Schedules on models: where boundaries fall, and which entry a model takes."""
 
 import pytest
+import torch
+from helpers import random_ids, tiny_llama
 from hypothesis import given
 from hypothesis import strategies as st
 
+import lazyllm_ext
 from lazyllm_ext.schedule import Boundary, PruningSchedule, shipped_schedules
 
 from .written import FULL_30, GEMMA_18, many, one
@@ -110,3 +113,17 @@ def test_entry_for_a_known_model_replaces_the_general_schedule():
     for unknown in (None, "", "smollm2-360m", "smollm2-135m/other", "smollm2-135mini"):
         assert schedule.for_model(unknown) is schedule
         assert schedule.resolve(FULL_30, unknown).layers == (3,)
+
+
+@pytest.mark.parametrize("name", ["balanced", "fast"])
+def test_shipped_leave_short_prompts_whole(name: str):
+    """As measured: docs/schedules.md."""
+    schedule = PruningSchedule.load(name)
+    assert {entry.min_tokens for entry in (schedule, *schedule.models.values())} == {512}
+    model = tiny_llama()
+    ids = torch.tensor([random_ids(512, seed=4)])
+    with lazyllm_ext.apply(model, name) as lazy:
+        for tokens, pruned in ((71, False), (511, False), (512, True)):
+            model.generate(ids[:, :tokens], max_new_tokens=1, do_sample=False)
+            report = lazy.report()
+            assert (report.tokens_per_stage[-1] < tokens) == pruned

@@ -186,6 +186,7 @@ def test_prompts_are_read_by_several_threads(folder: Path) -> None:
         ("{{ 1 // 0 }}", "integer division or modulo by zero"),
         ("{{ messages[7].content.x }}", "has no element 7"),
         ("{{ raise_exception('roles must\nalternate') }}", "roles must alternate"),
+        ("{{ raise_exception('no ' ~ messages[0].content) }}", "no Hi?[2J"),
         ("{{ messages | no_such_filter }}", "no_such_filter"),
         ("{{ ''.__class__.__mro__ }}", "__class__"),
     ],
@@ -194,10 +195,11 @@ def test_a_template_that_raises(
     served: Served, monkeypatch: pytest.MonkeyPatch, template: str, words: str
 ) -> None:
     monkeypatch.setattr(served.engine.tokenizer, "chat_template", template)
-    status, error = _errors(served, {"messages": [user("Hi")]}, "chat/completions")
+    status, error = _errors(served, {"messages": [user("Hi\x1b[2J")]}, "chat/completions")
     assert (status, error["param"]) == (400, "messages")
     assert "the model's chat template refuses them: " in error["message"]
     assert words in error["message"]
+    assert error["message"].isprintable()
 
 
 # Numbers

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lazyllm_ext
 import lazyllm_ext.serve
+from lazyllm_ext.cli.serve import _log
 from lazyllm_ext.serve import require_server
 
 # What a model's own files may ask for, and the server gives as `generate` with one sequence does.
@@ -155,3 +157,15 @@ def test_without_fastapi(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ValueError, match=r"fastapi and uvicorn.*lazyllm-ext\[serve\]"):
         require_server()
     assert "pip install 'lazyllm-ext[serve]'" in run("serve", folder).stderr
+
+
+def test_where_nobody_reads_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, closed_pipe = os.pipe()
+    os.close(reader)
+    for broken in (closed_pipe, os.open("/dev/full", os.O_WRONLY)):
+        file = os.fdopen(broken, "w")
+        monkeypatch.setattr(sys, "stderr", file)
+        _log("a request")  # and its answer goes on
+        monkeypatch.undo()
+        with suppress(OSError):
+            file.close()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from helpers import at_any_length
 from hf.conftest import REAL_MODELS
 
 from .conftest import STORY, assistant, load_engine, running, user
 
 
 def test_two_turns() -> None:
-    engine = load_engine(REAL_MODELS["smollm2"], "balanced")
+    engine = load_engine(REAL_MODELS["smollm2"], at_any_length("balanced"))
     for served in running(engine):
         first = [user(STORY * 12 + "What does the fox jump over?")]
         response = served.chat(first, max_tokens=40)
