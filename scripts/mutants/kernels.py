@@ -11,9 +11,22 @@ from pathlib import Path
 from running import ROOT, Run, Tree
 
 TREE = ROOT / "build" / "mutants"
-KERNEL_TESTS = [
-    "tests/ops/test_ops.py", "tests/ops/test_errors.py", "tests/ops/test_decoder_layer.py",
-]  # fmt: skip
+# Folders of csrc -> which of the operators' tests are to notice.
+OPERATORS = {
+    "select": "select_tokens", "kv_append": "kv_append", "aux_cache": "aux",
+    "attention": "lazy_attention", "importance": "token_importance", "norm": "rms_norm",
+    "rotary": "rotate", "gate": "gated_activation", "linear": "linear",
+    "cpu": "lazy_attention or token_importance", "layer": "decoder_layer",
+}  # fmt: skip
+
+
+def rounds_of(folder: str) -> list[tuple[list[str], dict[str, str]]]:
+    """The small part of the tests of a folder's operator, then all of them."""
+    if folder == "layer":
+        return [(["tests/ops/test_decoder_layer.py"], {})]
+    files = ["-k", OPERATORS[folder], "tests/ops/test_ops.py", "tests/ops/test_errors.py"]
+    return [(["-m", f"{marks}not gpu", *files], {}) for marks in ("smoke and ", "")]
+
 
 _SWITCH = """#pragma once
 #include <cstdlib>
@@ -76,12 +89,14 @@ def kernel_survivors() -> tuple[int, list[str]]:
     library = built_kernels(listed)
     tree = Tree(TREE / "kernels")
     shutil.copy(library, tree.package / "_ops.so")
-    small = ["-m", "smoke and not gpu", *KERNEL_TESTS]
-    run = Run(tree, [(small, {}), (["-m", "not gpu", *KERNEL_TESTS], {})])
+    runs: dict[str, Run] = {}
     survived = []
     for number, one in enumerate(listed, 1):
+        folder = one["file"].partition("/")[0]
+        if folder not in runs:
+            runs[folder] = Run(tree, rounds_of(folder))
         said = f"{one['file']}: {one['old']} → {one['new']}"
-        if run.survives({"LAZYLLM_MUTANT": str(number)}):
+        if runs[folder].survives({"LAZYLLM_MUTANT": str(number)}):
             survived.append(said)
         print("survived" if said in survived else "killed  ", said, flush=True)
     return len(listed) - len(survived), survived
