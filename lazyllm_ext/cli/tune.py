@@ -83,6 +83,7 @@ def tune(
     from lazyllm_ext.lab.evaluation import Subject
     from lazyllm_ext.lab.evaluation.results import model_digest
     from lazyllm_ext.lab.tools.figures import require_matplotlib
+    from lazyllm_ext.lab.tools.files import os_error_as
     from lazyllm_ext.lab.tune import Journal, Wish
 
     if not output.parent.is_dir():
@@ -102,6 +103,9 @@ def tune(
     with as_input_error(ValueError, TypeError):
         subject = Subject(loaded, tokenizer, chat=chat)
         _check(aims, subject, new_tokens)
+        if aims[0].kind:
+            with os_error_as(f"--output: cannot make the folder {output}"):
+                output.mkdir(exist_ok=True)
     about = f"{folder.name}, {str(loaded.dtype).removeprefix('torch.')}, {loaded.device.type}"
     depends = {"model": model_digest(folder), "setting": about, "new_tokens": new_tokens}
     journals = []
@@ -116,18 +120,16 @@ def tune(
 
 
 def _check_places(aims: Sequence[Aim]) -> None:
-    """Make the folders that results go to, and refuse what cannot be written, before the search."""
-    from lazyllm_ext.lab.tools.files import check_writable, os_error_as
+    """Refuse what could not be written, before anything takes long."""
+    from lazyllm_ext.lab.tools.files import check_folder, check_writable
 
     for aim in aims:
-        if aim.kind:
-            with os_error_as(f"--output: cannot make the folder {aim.output.parent}"):
-                aim.output.parent.mkdir(exist_ok=True)
-        check_writable("--output", aim.output)
+        if aim.output.parent.exists():
+            check_writable("--output", aim.output)
+        else:
+            check_folder("--output", aim.output.parent)
         if aim.report is not None:
-            with os_error_as(f"--report: cannot make the folder {aim.report}"):
-                aim.report.mkdir(parents=True, exist_ok=True)
-            check_writable("--report", aim.report / "report.md")
+            check_folder("--report", aim.report)
 
 
 def _check(aims: Sequence[Aim], subject: Subject, new_tokens: int) -> None:

@@ -44,6 +44,24 @@ def check_writable(name: str, path: Path) -> None:
                 file.write(b" ")  # a full disk has room for names
 
 
+def check_folder(name: str, path: Path) -> None:
+    """Refuse a folder, there or not yet, in which no file could be made.
+
+    Args:
+        name: of what is asked for, for messages.
+
+    Raises:
+        ValueError: a file stands in its way, or the system does not allow it.
+    """
+    there = path
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise ValueError(f"{name}: cannot make the folder {path}: there is a file")
+    with os_error_as(f"{name}: cannot write to {path}"), tempfile.TemporaryFile(dir=there) as file:
+        file.write(b" ")
+
+
 def write_json(path: Path, data: Any) -> None:
     """Write a report's data."""
     write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
