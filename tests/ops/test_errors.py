@@ -297,19 +297,18 @@ def test_wrong_argument(op: str, argument: str, change: Change, device: str) -> 
 
 
 @pytest.mark.smoke
-@pytest.mark.parametrize("room", [1, 7, 11])
-def test_all_candidates_and_room_for_fewer(room: int) -> None:
+@pytest.mark.parametrize("target, room", [(-1, 1), (-1, 7), (-1, 11), (5, 1), (5, 4)])
+def test_room_for_fewer(target: int, room: int) -> None:
     """Nothing is written behind the room, either: test_memory.py runs this, and would see it."""
     arguments = BUILDERS["select_tokens"](
-        torch.Generator().manual_seed(0), FLOAT32, lengths=[12], candidates=[12], targets=[-1]
+        torch.Generator().manual_seed(0), FLOAT32, lengths=[12], candidates=[12], targets=[target]
     )
     arguments |= {"out_offsets": torch.tensor([0, room]), "out_size": room}
-    sentence = (
-        "lazyllm::select_tokens: out_offsets: expected room for 12 tokens of sequence 0, got "
-    )
+    tokens = 12 if target < 0 else target
+    sentence = f"out_offsets: expected room for {tokens} tokens of sequence 0, got {room}"
     with pytest.raises(RuntimeError) as error:
         comparison.operator("select_tokens")(*arguments.values())
-    assert _first_line(error.value) == f"{sentence}{room}"
+    assert _first_line(error.value) == f"lazyllm::select_tokens: {sentence}"
 
 
 def _first_line(error: BaseException) -> str:
