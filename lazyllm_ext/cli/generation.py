@@ -11,12 +11,11 @@ from torch import Tensor
 from transformers.generation.stopping_criteria import StoppingCriteriaList, StopStringCriteria
 from transformers.generation.streamers import TextStreamer
 
+from lazyllm_ext.hf import sampling_of
 from lazyllm_ext.hf.models.versions import CACHE_NAME
 from lazyllm_ext.lab.tools.clock import TokenClock
 
 _WARM_UP_TOKENS = 64
-# Below it sampling takes the likeliest token, and dividing by it would leave the range of numbers.
-LEAST_TEMPERATURE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -73,9 +72,7 @@ class Generation:
     ):
         self.model, self.tokenizer, self.ids = model, tokenizer, ids
         self.write, self.max_new_tokens, self.seed = write, max_new_tokens, seed
-        self.sampling: dict[str, Any] = {"do_sample": temperature >= LEAST_TEMPERATURE}
-        if temperature >= LEAST_TEMPERATURE:
-            self.sampling["temperature"] = temperature
+        self.sampling = sampling_of(temperature)
         self.stop_strings = list(stop_strings)
         self._streamer: TimedStreamer | None = None
 

@@ -76,7 +76,7 @@ def serve(
     with listen(host, port) as listener:  # before minutes of loading
         tokenizer, loaded = load(folder, dtype, device)
         with as_input_error(ValueError, TypeError):
-            settled = settle_defaults(loaded)
+            settled = settle_defaults(loaded, own_sampling=False)
             lazy = apply(loaded, pruning)
             engine = Engine(
                 lazy,

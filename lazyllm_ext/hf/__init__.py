@@ -3,7 +3,7 @@
 `api` is what a user calls, `cache` what a call does, `models` the description of models.
 """
 
-from .api import Lazy, ModelDefaults, apply, settle_defaults
+from .api import Lazy, ModelDefaults, apply, sampling_of, settle_defaults
 from .cache import LazyCache, Progress, Report, SequenceReport
 from .models import SUPPORTED, as_chat, build_decoder, check_tokens, load_model, load_tokenizer
 
@@ -21,5 +21,6 @@ __all__ = [
     "check_tokens",
     "load_model",
     "load_tokenizer",
+    "sampling_of",
     "settle_defaults",
 ]

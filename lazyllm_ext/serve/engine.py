@@ -12,15 +12,12 @@ import torch
 from torch import Tensor
 from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
 
-from lazyllm_ext.hf import Lazy, Report
+from lazyllm_ext.hf import Lazy, Report, sampling_of
 
 from .detokenizer import Detokenizer
 from .errors import ApiError
 from .prefix_caches import PrefixCaches
 from .prompts import Prompts
-
-# Below it sampling takes the likeliest token, and dividing by it would leave the range of numbers.
-_LEAST_TEMPERATURE = 1e-4
 
 
 class ClientLeft(Exception):
@@ -256,15 +253,11 @@ class _TokenWatch(StoppingCriteria):
 
 def _generate_options(sampling: Sampling) -> dict[str, Any]:
     """What `model.generate` takes: OpenAI's, and nothing of the model's own that OpenAI lacks."""
-    if sampling.temperature < _LEAST_TEMPERATURE:
-        return {"do_sample": False}
+    options = sampling_of(sampling.temperature)
+    if not options["do_sample"]:
+        return options
     if sampling.seed is None:
         torch.seed()  # another client's seed does not decide this answer
     else:
         torch.manual_seed(sampling.seed)
-    return {
-        "do_sample": True,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "top_k": 0,
-    }
+    return {**options, "top_p": sampling.top_p, "top_k": 0}

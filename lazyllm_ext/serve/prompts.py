@@ -5,9 +5,12 @@ from __future__ import annotations
 import unicodedata
 from typing import Any, Literal
 
+from lazyllm_ext.hf import as_chat
+from lazyllm_ext.json_input import InputError
+
 from .errors import ApiError, expected
 
-_SHOWN = 200  # characters of what a template says
+_SHOWN = 200  # characters of what a tokenizer says
 
 # What composition can make of characters: at most 4 become one.
 _COMPOSED = 4
@@ -49,7 +52,8 @@ class Prompts:
         """The tokens of a chat as the model's template writes it.
 
         Raises:
-            ApiError: there is no template, it refuses the messages, or they are too long.
+            ApiError: there is no template, it refuses the messages, they are too long, or the
+                tokenizer is another model's.
         """
         if not getattr(self._tokenizer, "chat_template", None):
             raise ApiError(
@@ -58,26 +62,24 @@ class Prompts:
                 "messages",
             )
         try:
-            text = self._tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True
-            )
-        except Exception as error:  # whatever an expression of the template raises
-            raise _refused("messages", "chat template refuses them", error) from error
+            text = as_chat(self._tokenizer, messages)
+        except InputError as error:
+            raise _refused("messages", f"the model's {error}") from error
         return self._encode("messages", text, add_special_tokens=False)
 
     def of_text(self, text: str) -> list[int]:
         """The tokens of a text.
 
         Raises:
-            ApiError: it is too long.
+            ApiError: it is too long, or the tokenizer is another model's.
         """
         return self._encode("prompt", text)
 
-    def checked(self, tokens: list[int]) -> list[int]:
+    def checked(self, tokens: list[int], name: str = "prompt") -> list[int]:
         """These tokens. Raises ApiError for a number that is none of the model's."""
         wrong = next((token for token in tokens if not 0 <= token < self._vocabulary), None)
         if wrong is not None:
-            raise expected("prompt", f"tokens from 0 to {self._vocabulary - 1}", wrong)
+            raise expected(name, f"tokens from 0 to {self._vocabulary - 1}", wrong)
         return tokens
 
     def _encode(self, name: str, text: str, **options: Any) -> list[int]:
@@ -85,8 +87,9 @@ class Prompts:
         try:
             tokens: list[int] = self._tokenizer(text, **options)["input_ids"]
         except Exception as error:  # tokenizers have no class of their own for characters they lack
-            raise _refused(name, "tokenizer refuses it", error) from error
-        return tokens
+            said = " ".join(f"{type(error).__name__}: {error}".split())[:_SHOWN]
+            raise _refused(name, f"the model's tokenizer refuses it: {said}") from error
+        return self.checked(tokens, name)
 
     def _check_length(self, name: str, text: str) -> None:
         """Before it is tokenized: that takes seconds and a hundred times a long text's bytes."""
@@ -110,16 +113,11 @@ class Prompts:
         from jinja2 import TemplateSyntaxError
 
         try:
-            template = self._tokenizer.get_chat_template()
-            self._tokenizer.apply_chat_template(
-                [{"role": "user", "content": "Hi"}], chat_template=template, tokenize=False
-            )
-        except TemplateSyntaxError as error:
-            raise ValueError(
-                f"the model's chat template: expected Jinja, got line {error.lineno}: {error}"
-            ) from error
-        except Exception:  # it may refuse this chat and take others
-            return
+            as_chat(self._tokenizer, [{"role": "user", "content": "Hi"}])
+        except InputError as error:
+            if isinstance(error.__cause__, TemplateSyntaxError):
+                raise
+            # Else it may refuse this chat and take others.
 
 
 def _normal_form(tokenizer: Any) -> _Form | None:
@@ -128,8 +126,7 @@ def _normal_form(tokenizer: Any) -> _Form | None:
     return next((form for form in reversed(_FORMS) if form in written), None)
 
 
-def _refused(name: str, said: str, error: Exception) -> ApiError:
-    reason = " ".join(str(error).split())[:_SHOWN] or type(error).__name__
+def _refused(name: str, said: str) -> ApiError:
     # A template may repeat what a client wrote, and it goes into logs.
-    reason = "".join(letter if letter.isprintable() else "?" for letter in reason)
-    return ApiError(f"{name}: the model's {said}: {reason}", name)
+    said = "".join(letter if letter.isprintable() else "?" for letter in said)
+    return ApiError(f"{name}: {said}", name)

@@ -10,7 +10,7 @@ import torch
 
 import lazyllm_ext
 from lazyllm_ext.errors import NotSupportedError
-from lazyllm_ext.hf import settle_defaults
+from lazyllm_ext.hf import sampling_of, settle_defaults
 
 IDS = torch.tensor([helpers.random_ids(40, 3)])
 MASK = torch.ones_like(IDS)
@@ -111,6 +111,20 @@ def test_sampling_is_nobodys_surprise() -> None:
     assert settle_defaults(model).sentence() is None
     assert model.generation_config.top_k == 20
     assert settle_defaults(model, greedy=True).sentence() is None
+
+
+def test_sampling_that_is_the_callers() -> None:
+    asked = {"top_k": 20, "min_p": 0.5, "typical_p": 0.5, "repetition_penalty": 1.5}
+    model = model_that_asks(**asked)
+    assert settle_defaults(model, own_sampling=False).sentence() is None
+    own = model.generation_config
+    assert [getattr(own, name) for name in asked] == [None, None, None, 1.5]
+
+
+@pytest.mark.parametrize("temperature", [0, 1e-300, 1e-5])
+def test_a_temperature_of_next_to_nothing_is_greedy(temperature: float) -> None:
+    assert sampling_of(temperature) == {"do_sample": False}
+    assert sampling_of(0.5) == {"do_sample": True, "temperature": 0.5}
 
 
 def test_the_form_of_outputs_in_config_json() -> None:

@@ -197,9 +197,20 @@ def test_a_template_that_raises(
     monkeypatch.setattr(served.engine.tokenizer, "chat_template", template)
     status, error = _errors(served, {"messages": [user("Hi\x1b[2J")]}, "chat/completions")
     assert (status, error["param"]) == (400, "messages")
-    assert "the model's chat template refuses them: " in error["message"]
+    assert error["message"].startswith("messages: the model's chat template: ")
     assert words in error["message"]
     assert error["message"].isprintable()
+
+
+@pytest.mark.parametrize("route", ["completions", "chat/completions"])
+def test_a_tokenizer_of_another_model(
+    served: Served, monkeypatch: pytest.MonkeyPatch, route: str
+) -> None:
+    monkeypatch.setattr(served.engine._prompts, "_vocabulary", 3)
+    name = "prompt" if route == "completions" else "messages"
+    status, error = _errors(served, {name: "A fox." if name == "prompt" else [user("A")]}, route)
+    assert (status, error["param"]) == (400, name)
+    assert error["message"].startswith(f"{name}: expected tokens from 0 to 2, got ")
 
 
 # Numbers

@@ -11,6 +11,6 @@
 
 from .apply import apply
 from .lazy import Lazy
-from .model_defaults import ModelDefaults, settle_defaults
+from .model_defaults import ModelDefaults, sampling_of, settle_defaults
 
-__all__ = ["Lazy", "ModelDefaults", "apply", "settle_defaults"]
+__all__ = ["Lazy", "ModelDefaults", "apply", "sampling_of", "settle_defaults"]

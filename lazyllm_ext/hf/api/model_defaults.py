@@ -22,6 +22,8 @@ _GIVEN = ("do_sample", "temperature", "max_length", "max_new_tokens")
 _SAMPLING = ("top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 # What is no processor of logits, which would check its own values.
 _NUMBERS = ("min_length", "min_new_tokens", "max_time", *_SAMPLING)
+# Below it sampling takes the likeliest token, and dividing by it would leave the range of numbers.
+_LEAST_TEMPERATURE = 1e-4
 # The tokens that end and pad an answer: honoured by all.
 _TOKENS = ("eos_token_id", "pad_token_id", "bos_token_id")
 
@@ -61,7 +63,16 @@ class ModelDefaults:
         return f"without effect, though the model's own files ask for it: {told}" if told else None
 
 
-def settle_defaults(model: Any, *, greedy: bool = False) -> ModelDefaults:
+def sampling_of(temperature: float) -> dict[str, Any]:
+    """What `generate` takes for a temperature; one of 0, or next to it, is greedy search."""
+    if temperature < _LEAST_TEMPERATURE:
+        return {"do_sample": False}
+    return {"do_sample": True, "temperature": temperature}
+
+
+def settle_defaults(
+    model: Any, *, greedy: bool = False, own_sampling: bool = True
+) -> ModelDefaults:
     """Make a loaded model's own settings what its caller can do, or refuse them by name.
 
     For programs that load a model themselves: it changes `model.generation_config` and, where they
@@ -77,6 +88,8 @@ def settle_defaults(model: Any, *, greedy: bool = False) -> ModelDefaults:
         model: a transformers model without LazyLLM.
         greedy: the caller takes the likeliest token itself, without generate's own loop, or wants
             no other: nothing is honoured but the tokens that end an answer, nothing is refused.
+        own_sampling: `top_k` and its like are honoured in sampling; False where they are the
+            caller's, as those of a server's requests.
 
     Returns:
         What the caller has to honour, and what has no effect.
@@ -99,6 +112,8 @@ def settle_defaults(model: Any, *, greedy: bool = False) -> ModelDefaults:
             setattr(settled, name, None)
     stops = _stop_strings(asked.pop("stop_strings", None)) if not greedy else ()
     _check(model, settled)
+    for name in () if own_sampling else _SAMPLING:
+        setattr(settled, name, None)
     model.generation_config = settled
     told = {
         name: value

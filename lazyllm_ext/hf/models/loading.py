@@ -98,7 +98,9 @@ def as_chat(tokenizer: Any, messages: list[dict[str, str]]) -> str:
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     except Exception as error:  # a template is a program
-        raise InputError("chat template", f"{type(error).__name__}: {error}") from error
+        said = _short(" ".join(f"{type(error).__name__}: {error}".split()))
+        line = getattr(error, "lineno", None)  # of bad syntax
+        raise InputError("chat template", said + (f" (line {line})" if line else "")) from error
     return str(text)
 
 
@@ -203,7 +205,11 @@ def _said(error: Exception) -> str:
         said = f"it has no entry {said}"
     elif not isinstance(error, (OSError, ValueError)):
         said = f"{type(error).__name__}: {said}"
-    return f"cannot be used: {said if len(said) < _SAID else said[:_SAID] + '…'}"
+    return f"cannot be used: {_short(said)}"
+
+
+def _short(said: str) -> str:
+    return said if len(said) < _SAID else said[:_SAID] + "…"
 
 
 def _broken_model(folder: Any) -> tuple[str, str] | None:
