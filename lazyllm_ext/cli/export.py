@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from . import options
-from .errors import CommandError, as_input_error
+from .errors import as_input_error
 from .loading import find_folder, load, pick_device, settle
 
 if TYPE_CHECKING:
@@ -43,11 +43,10 @@ def export(
 ) -> int:
     """Write a model with its schedule as a file that runs without Python."""
     from lazyllm_ext.export.writing import aoti, torchscript
+    from lazyllm_ext.lab.tools.files import check_writable
 
-    if not output.parent.is_dir():
-        raise CommandError(f"--output: no such folder: {output.parent}")
-    if output.is_dir():
-        raise CommandError(f"--output: expected a file, got a folder: {output}")
+    with as_input_error(ValueError):
+        check_writable("--output", output)
     device = pick_device(device)
     folder = find_folder(model, quiet=as_json)
     started = time.perf_counter()

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lazyllm_ext.files import write_text
+from lazyllm_ext.files import other_than_file, write_text
 
 
 @contextmanager
@@ -32,10 +32,10 @@ def check_writable(name: str, path: Path) -> None:
     """
     if not path.parent.is_dir():
         raise ValueError(f"{name}: no such folder: {path.parent}")
-    if path.exists() and not path.is_file():
-        kind = "a folder" if path.is_dir() else "a device"
-        raise ValueError(f"{name}: expected a file, got {kind}: {path}")
     with os_error_as(f"{name}: cannot write {path}"):
+        kind = other_than_file(path)
+        if kind is not None:
+            raise ValueError(f"{name}: expected a file, got {kind}: {path}")
         if path.exists():
             with path.open("ab"):
                 pass
