@@ -8,13 +8,14 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from operator import index
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.torch_version import TorchVersion
 
-from lazyllm_ext.json_input import decode
+from lazyllm_ext.json_input import decode, shown
 from lazyllm_ext.schedule import PruningSchedule
 
 from . import jit
@@ -72,17 +73,18 @@ class Exported:
             max_new_tokens: at least 1.
 
         Raises:
-            ValueError: ids that are none of the model's, or more than its context holds; a later
-                turn or `reset` has begun; another thread is using the conversation; or a step of it
-                failed.
+            TypeError: ids that are no whole numbers.
+            ValueError: ids that are none of the model's, none at all, or more than its context
+                holds; a later turn or `reset` has begun; another thread is using the conversation;
+                or a step of it failed.
             RuntimeError: an operator failed, in one sentence; `reset` before anything else.
         """
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens: expected at least 1, got {max_new_tokens}")
+        new = self._checked(ids)
         with self._alone():
             self._begun += 1
             turn = self._begun
-        new = list(ids)
         for place in range(max_new_tokens):
             with self._alone():
                 if turn != self._begun:
@@ -95,6 +97,20 @@ class Exported:
             yield token
             if token in self.description.eos_token_ids:
                 return
+
+    def _checked(self, ids: Sequence[int]) -> list[int]:
+        """Whole numbers that are tokens; torch would make 1 of 1.5."""
+        try:
+            tokens = [index(token) for token in ids]
+        except TypeError as error:
+            raise TypeError(f"ids: expected whole numbers, got {shown(ids)}") from error
+        if not tokens and not self._unseen:
+            raise ValueError("ids: expected at least one token, got none")
+        first, last = min(tokens, default=0), max(tokens, default=0)
+        if first < 0 or last >= self.description.vocab_size:
+            most = self.description.vocab_size - 1
+            raise ValueError(f"ids: expected 0 to {most}, got {first} to {last}")
+        return tokens
 
     def _next(self, ids: list[int]) -> int:
         if self._failed:

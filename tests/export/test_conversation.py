@@ -177,9 +177,18 @@ def _fail(*arguments: Any) -> Any:
 def test_wrong_ids_leave_the_conversation(loaded: export.Exported, file: Path) -> None:
     other = export.load(file)
     said = list(loaded.generate(FIRST, 4))
-    assert _refused(lambda: list(loaded.generate([83], 4))).startswith("ids: expected 0 to 82")
+    for wrong in ([83], [3, -1], [10**30]):
+        said_of = _refused(lambda ids=wrong: list(loaded.generate(ids, 4)))
+        assert said_of == f"ids: expected 0 to 82, got {min(wrong)} to {max(wrong)}"
+    with pytest.raises(TypeError, match=r"ids: expected whole numbers, got \[1.5\]"):
+        list(loaded.generate([1.5], 4))  # type: ignore[list-item]
     assert said == list(other.generate(FIRST, 4))
     assert list(loaded.generate(SECOND, 4)) == list(other.generate(SECOND, 4))
+    loaded.reset()
+    assert (
+        _refused(lambda: list(loaded.generate([], 4)))
+        == "ids: expected at least one token, got none"
+    )
 
 
 def test_what_jit_save_writes(loaded: export.Exported, tmp_path: Path) -> None:

@@ -172,7 +172,7 @@ def test_without_the_operators(exported: bytes, tmp_path: Path) -> None:
     [
         ([3, 83], 1, "ids: expected 0 to 82, got 3 to 83"),
         ([-1], 1, "ids: expected 0 to 82, got -1 to -1"),
-        ([], 1, "counts: expected numbers that sum to the 0 ids (one or more), got [0]"),
+        ([], 1, "ids: expected at least one token, got none"),
         ([3] * 1025, 1, "ids: expected at most 1024 tokens, got 1025"),
         ([3], 0, "max_new_tokens: expected at least 1, got 0"),
     ],
