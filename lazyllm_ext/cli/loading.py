@@ -31,13 +31,13 @@ def find_folder(name: str, quiet: bool) -> Path:
             raise CommandError(str(error), status=1) from error
     folder = Path(name).expanduser()
     if not folder.is_dir():
-        raise CommandError(f"--model: no such folder: {name}")
+        raise CommandError(f"model: no such folder: {name}")
     kind = _model_type(folder)
     from lazyllm_ext.hf import SUPPORTED
 
     if kind not in SUPPORTED:
         raise CommandError(
-            f"--model: expected a model of type {', '.join(SUPPORTED)}, got {kind!r} in {name}"
+            f"model: expected a model of type {', '.join(SUPPORTED)}, got {kind!r} in {name}"
         )
     return folder
 
@@ -49,12 +49,12 @@ def _model_type(folder: Path) -> Any:
         data = json.loads(config.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CommandError(
-            f"--model: expected a transformers model, got a folder without config.json: {folder}"
+            f"model: expected a transformers model, got a folder without config.json: {folder}"
         ) from error
     except (OSError, ValueError, RecursionError) as error:
-        raise CommandError(f"--model: {config} cannot be read: {error}") from error
+        raise CommandError(f"model: {config} cannot be read: {error}") from error
     if not isinstance(data, dict):
-        raise CommandError(f"--model: {config}: expected a JSON object, got {shown(data)}")
+        raise CommandError(f"model: {config}: expected a JSON object, got {shown(data)}")
     return data.get("model_type")
 
 

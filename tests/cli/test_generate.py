@@ -226,7 +226,7 @@ BAD_OPTIONS: dict[str, tuple[list[Any], str]] = {
         ["--schedule", "quick"],
         "schedule: got 'quick', expected one of balanced",
     ),
-    "model": (["--model", "/nowhere/at/all"], "--model: no such folder: /nowhere/at/all"),
+    "model": (["--model", "/nowhere/at/all"], "model: no such folder: /nowhere/at/all"),
 }
 
 
@@ -282,7 +282,7 @@ def test_folders_that_are_no_model(run: Run, folder: Path, tmp_path: Path):
     def refuse(message: str) -> None:
         refused(run("generate", "--model", tmp_path, "--prompt", "A fox."), message)
 
-    refuse("--model: expected a transformers model, got a folder without config.json")
+    refuse("model: expected a transformers model, got a folder without config.json")
     config = tmp_path / "config.json"
     config.write_text("{", encoding="utf-8")
     refuse("config.json cannot be read")

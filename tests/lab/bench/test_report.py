@@ -67,7 +67,7 @@ def test_bench(run: Callable[..., Ran], folder: Path, tmp_path: Path):  # noqa: 
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (("nosuch",), "--model: no such folder: nosuch"),
+        (("nosuch",), "model: no such folder: nosuch"),
         (("random:tiny", "--prompt-tokens", "1k"), "--prompt-tokens: expected numbers"),
         (("random:tiny", "--schedules", "nosuch"), "nosuch"),
         (("random:tiny", "--device", "tpu"), "--device: expected cpu, cuda or cuda:N"),

@@ -168,7 +168,7 @@ def test_bad_input(
 def test_model_that_is_not_there(run: Run, tasks: Path, tmp_path: Path):
     ran = run("eval", tmp_path / "none", "--tasks", tasks, "--output", tmp_path / "out")
     assert ran.status == 2
-    assert ran.stderr == f"lazyllm-ext: --model: no such folder: {tmp_path / 'none'}\n"
+    assert ran.stderr == f"lazyllm-ext: model: no such folder: {tmp_path / 'none'}\n"
 
 
 def test_says_which_extra_to_install(
