@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from rich.progress import TextColumn
 
 from lazyllm_ext.lab.tools.clock import TokenClock
 from lazyllm_ext.lab.tools.dense import greedy
-from lazyllm_ext.lab.tools.files import os_error_as
+from lazyllm_ext.lab.tools.files import check_writable, os_error_as
 from lazyllm_ext.lab.tools.tables import left_out, markdown, markdown_table, number, table_of
 from lazyllm_ext.progress_bar import progress_bar, track
 
@@ -73,3 +74,12 @@ def test_a_bar_is_for_terminals(
         assert said.out == ""
         assert ("half" in said.err, "letters" in said.err) == (terminal, terminal)
         assert terminal or said.err == ""
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a folder", "a device"])
+def test_what_is_no_file_is_refused_first(tmp_path: Path, kind: str) -> None:
+    path = {"a folder": tmp_path, "a device": Path("/dev/full")}.get(kind, tmp_path / "pipe")
+    if kind == "a pipe":
+        os.mkfifo(path)
+    with pytest.raises(ValueError, match=f"^output: expected a file, got {kind}: {path}$"):
+        check_writable("output", path)
