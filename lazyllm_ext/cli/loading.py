@@ -39,7 +39,8 @@ def find_folder(name: str, quiet: bool) -> Path:
         raise CommandError(
             f"model: expected a model of type {', '.join(SUPPORTED)}, got {kind!r} in {name}"
         )
-    return folder
+    # Schedules, reports and requests go by the folder's name, which "." does not say.
+    return folder.resolve() if folder.name in ("", "..") else folder
 
 
 def _model_type(folder: Path) -> Any:

@@ -112,3 +112,14 @@ def test_weights_that_are_missing(run: Run, folder: Path, tmp_path: Path):
         ("export", broken, "--output", tmp_path / "x.pt"),
     ):
         refused(run(*command), "got none for model.layers.2.mlp.up_proj.weight")
+
+
+def test_the_folder_that_is_here(
+    run: Run, asking: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+):
+    """Schedules and requests go by the folder's name."""
+    (inside := asking() / "inside").mkdir()
+    for place, name in ((inside.parent, "."), (inside, "..")):
+        monkeypatch.chdir(place)
+        ran = run("generate", "--model", name, "--prompt", PROMPT, "--json")
+        assert as_json(ran)["model"] == "asking"
