@@ -184,6 +184,11 @@ FOLLOWED: dict[str, tuple[str, Change]] = {
     "a hook on a head norm": ("qwen3", _hook(f"{ATTENTION}.q_norm")),
     "a hook on an MLP": ("llama", _hook(f"{LAYER}.mlp")),
     "a hook on experts": ("mixtral", _hook(f"{LAYER}.mlp")),
+    "another class of an MLP": ("llama", _set(f"{LAYER}.mlp", "__class__", lambda _: _OtherMLP)),
+    "another class of an activation": (
+        "llama",
+        _set(f"{LAYER}.mlp.act_fn", "__class__", lambda _: _OtherActivation),
+    ),
     "a hook on an activation": ("llama", _hook(f"{LAYER}.mlp.act_fn")),
     "a hook on the final norm": ("llama", _hook("model.norm")),
     "a hook on the head": ("llama", _hook("lm_head")),
@@ -330,6 +335,24 @@ def _compiled(name: str) -> Change:
     return _set(LAYER, name, lambda module: _eager(module))
 
 
+class _OtherAttention(llama.LlamaAttention):
+    pass
+
+
+class _OtherNorm(llama.LlamaRMSNorm):
+    pass
+
+
+class _OtherMLP(llama.LlamaMLP):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 0.5
+
+
+class _OtherActivation(SiLUActivation):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 0.5
+
+
 CALLED = "the module is not called, so it would not run"
 REFUSED: dict[str, tuple[str, Change, str]] = {
     "a hook on a layer": ("llama", _hook(LAYER), rf"layers\[1\]: expected no forward .*{CALLED}"),
@@ -381,6 +404,21 @@ REFUSED: dict[str, tuple[str, Change, str]] = {
     },
     "a call": ("llama", _patched(nn.Module, "__call__"), r"\.forward: expected its library's own"),
     "a function": ("llama", _patched(llama, "apply_rotary_pos_emb"), r"Attention\.forward: expect"),
+    "a function of a function": (
+        "llama",
+        _patched(llama, "rotate_half"),
+        r"Attention\.forward: exp",
+    ),
+    "another class of attention": (
+        "llama",
+        _set(ATTENTION, "__class__", lambda _: _OtherAttention),
+        r"self_attn: expected LlamaAttention, got _OtherAttention",
+    ),
+    "another class of a norm": (
+        "llama",
+        _set("model.norm", "__class__", lambda _: _OtherNorm),
+        r"model\.norm: expected LlamaRMSNorm, got _OtherNorm",
+    ),
     "an attention selected": (
         "llama",
         _attention("mine", select=True),
