@@ -335,6 +335,11 @@ def _compiled(name: str) -> Change:
     return _set(LAYER, name, lambda module: _eager(module))
 
 
+class _Skipped(nn.Module):
+    def forward(self, x: Tensor, **kwargs: Any) -> Tensor:
+        return x
+
+
 class _OtherAttention(llama.LlamaAttention):
     pass
 
@@ -471,6 +476,21 @@ REFUSED: dict[str, tuple[str, Change, str]] = {
         "LlamaAttention, got OptimizedModule",
     ),
     "a compiled norm": ("llama", _compiled("input_layernorm"), "LlamaRMSNorm, got OptimizedModule"),
+    "a layer that does nothing": (
+        "llama",
+        _set("model.layers", "1", lambda _: _Skipped()),
+        r"layers\[1\]: expected LlamaDecoderLayer, got _Skipped",
+    ),
+    "one layer twice": (
+        "llama",
+        lambda model: _set("model.layers", "2", lambda _: model.model.layers[1])(model),
+        r"layers\[2\]\.self_attn\.layer_idx: expected another one than .*, got 1",
+    ),
+    "no layers that count": (
+        "llama",
+        _set("config", "num_hidden_layers", 0),
+        r"layers: expected at least one, got 0",
+    ),
     "no layers": ("llama", _layers(lambda layers: []), r"layers: expected at least one"),
     "float64": ("llama", lambda model: model.double(), r"weights, got torch\.float64"),
     "float64, learned positions": ("gpt2", lambda model: model.double(), r"got torch\.float64"),
