@@ -598,3 +598,11 @@ def test_an_accelerate_hook_on_the_model_runs(model: nn.Module, ids: Tensor) -> 
     expected = model(ids, logits_to_keep=1).logits
     hooks.add_hook_to_module(model, Doubled())
     assert torch.equal(model(ids, logits_to_keep=1).logits, expected * 2)
+
+
+def test_a_compiled_call(model: nn.Module, ids: Tensor) -> None:
+    """A compiler does not read the look at the model, and the model is what it was."""
+    lazyllm_ext.apply(model, "dense")
+    expected = model(ids, logits_to_keep=1).logits
+    compiled: Any = _eager(model)
+    assert torch.equal(compiled(ids, logits_to_keep=1).logits, expected)
