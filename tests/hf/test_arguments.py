@@ -221,6 +221,14 @@ def test_generate_as_transformers(case: str) -> None:
     assert torch.equal(_generated(model, arguments), expected)
 
 
+def test_whether_there_is_a_cache_left_out() -> None:
+    """None is no answer; transformers then reads the whole prompt again in each step."""
+    model = _model("llama")
+    expected = _generated(model, {"input_ids": IDS})
+    lazyllm_ext.apply(model, keep_all(model))
+    assert torch.equal(_generated(model, {"input_ids": IDS, "use_cache": None}), expected)
+
+
 @pytest.mark.parametrize("case", GENERATE_REFUSED)
 def test_generate_refuses(case: str) -> None:
     name, make, words = GENERATE_REFUSED[case]

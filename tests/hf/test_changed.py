@@ -184,6 +184,11 @@ FOLLOWED: dict[str, tuple[str, Change]] = {
     "a hook on a head norm": ("qwen3", _hook(f"{ATTENTION}.q_norm")),
     "a hook on an MLP": ("llama", _hook(f"{LAYER}.mlp")),
     "a hook on experts": ("mixtral", _hook(f"{LAYER}.mlp")),
+    "another class of an MLP": ("llama", _set(f"{LAYER}.mlp", "__class__", lambda _: _OtherMLP)),
+    "another class of an activation": (
+        "llama",
+        _set(f"{LAYER}.mlp.act_fn", "__class__", lambda _: _OtherActivation),
+    ),
     "a hook on an activation": ("llama", _hook(f"{LAYER}.mlp.act_fn")),
     "a hook on the final norm": ("llama", _hook("model.norm")),
     "a hook on the head": ("llama", _hook("lm_head")),
@@ -330,6 +335,29 @@ def _compiled(name: str) -> Change:
     return _set(LAYER, name, lambda module: _eager(module))
 
 
+class _Skipped(nn.Module):
+    def forward(self, x: Tensor, **kwargs: Any) -> Tensor:
+        return x
+
+
+class _OtherAttention(llama.LlamaAttention):
+    pass
+
+
+class _OtherNorm(llama.LlamaRMSNorm):
+    pass
+
+
+class _OtherMLP(llama.LlamaMLP):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 0.5
+
+
+class _OtherActivation(SiLUActivation):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 0.5
+
+
 CALLED = "the module is not called, so it would not run"
 REFUSED: dict[str, tuple[str, Change, str]] = {
     "a hook on a layer": ("llama", _hook(LAYER), rf"layers\[1\]: expected no forward .*{CALLED}"),
@@ -381,6 +409,21 @@ REFUSED: dict[str, tuple[str, Change, str]] = {
     },
     "a call": ("llama", _patched(nn.Module, "__call__"), r"\.forward: expected its library's own"),
     "a function": ("llama", _patched(llama, "apply_rotary_pos_emb"), r"Attention\.forward: expect"),
+    "a function of a function": (
+        "llama",
+        _patched(llama, "rotate_half"),
+        r"Attention\.forward: exp",
+    ),
+    "another class of attention": (
+        "llama",
+        _set(ATTENTION, "__class__", lambda _: _OtherAttention),
+        r"self_attn: expected LlamaAttention, got _OtherAttention",
+    ),
+    "another class of a norm": (
+        "llama",
+        _set("model.norm", "__class__", lambda _: _OtherNorm),
+        r"model\.norm: expected LlamaRMSNorm, got _OtherNorm",
+    ),
     "an attention selected": (
         "llama",
         _attention("mine", select=True),
@@ -433,6 +476,21 @@ REFUSED: dict[str, tuple[str, Change, str]] = {
         "LlamaAttention, got OptimizedModule",
     ),
     "a compiled norm": ("llama", _compiled("input_layernorm"), "LlamaRMSNorm, got OptimizedModule"),
+    "a layer that does nothing": (
+        "llama",
+        _set("model.layers", "1", lambda _: _Skipped()),
+        r"layers\[1\]: expected LlamaDecoderLayer, got _Skipped",
+    ),
+    "one layer twice": (
+        "llama",
+        lambda model: _set("model.layers", "2", lambda _: model.model.layers[1])(model),
+        r"layers\[2\]\.self_attn\.layer_idx: expected another one than .*, got 1",
+    ),
+    "no layers that count": (
+        "llama",
+        _set("config", "num_hidden_layers", 0),
+        r"layers: expected at least one, got 0",
+    ),
     "no layers": ("llama", _layers(lambda layers: []), r"layers: expected at least one"),
     "float64": ("llama", lambda model: model.double(), r"weights, got torch\.float64"),
     "float64, learned positions": ("gpt2", lambda model: model.double(), r"got torch\.float64"),
@@ -540,3 +598,11 @@ def test_an_accelerate_hook_on_the_model_runs(model: nn.Module, ids: Tensor) -> 
     expected = model(ids, logits_to_keep=1).logits
     hooks.add_hook_to_module(model, Doubled())
     assert torch.equal(model(ids, logits_to_keep=1).logits, expected * 2)
+
+
+def test_a_compiled_call(model: nn.Module, ids: Tensor) -> None:
+    """A compiler does not read the look at the model, and the model is what it was."""
+    lazyllm_ext.apply(model, "dense")
+    expected = model(ids, logits_to_keep=1).logits
+    compiled: Any = _eager(model)
+    assert torch.equal(compiled(ids, logits_to_keep=1).logits, expected)

@@ -156,6 +156,21 @@ class Copying:
     def end(self) -> None: ...
 
 
+def test_a_generation_within_a_generation(lazy: Any, whole: Tensor) -> None:
+    """It is refused, and the one around it gives what it gives alone."""
+    options = {"max_new_tokens": 4, **GREEDY}
+    expected = lazy.model.generate(whole, **options)
+    cache = lazy.new_cache()
+
+    def within(seen: Tensor, scores: Tensor) -> Tensor:
+        with pytest.raises(ValueError, match="that no generation is using, got one in use"):
+            lazy.model.generate(torch.cat([seen, seen], dim=1), **{CACHE_NAME: cache}, **options)
+        return scores
+
+    got = lazy.model.generate(whole, logits_processor=[within], **{CACHE_NAME: cache}, **options)
+    assert torch.equal(got, expected)
+
+
 def test_a_copy_by_the_generation_itself(lazy: Any, whole: Tensor) -> None:
     """Between two steps it may: what goes on from the copy gives what the generation gave."""
     cache = lazy.new_cache()

@@ -221,6 +221,7 @@ GENERATE = {
     "quantized": ({"cache_implementation": "quantized"}, "'quantized' is not supported"),
     "paged": ({"cache_implementation": "paged"}, "'paged': not supported"),
     "no cache": ({"use_cache": False}, "use_cache=False is not supported"),
+    "no cache, as a number": ({"use_cache": 0}, "use_cache=0 is not supported"),
     "guidance": ({"guidance_scale": 2.0}, "guidance_scale=2.0 is not supported"),
     "healing": ({"token_healing": True}, "token_healing=True is not supported"),
     "attentions": ({"output_attentions": True}, "output_attentions: not supported"),

@@ -260,7 +260,7 @@ def check_generation(mode: GenerationMode, config: GenerationConfig) -> None:
         raise NotSupportedError(f"generate: {mode.value} is not supported; {_SUPPORTED_MODES}")
     options = {
         "cache_implementation": config.cache_implementation not in (None, "dynamic"),
-        "use_cache": config.use_cache is False,
+        "use_cache": config.use_cache not in (None, True),
         "guidance_scale": config.guidance_scale not in (None, 1),
         "token_healing": bool(config.token_healing),
         "is_assistant": bool(config.is_assistant),

@@ -339,6 +339,8 @@ class Lazy:
             generation_config.prefill_chunk_size = None
             # "dynamic" is what none means; beside a cache transformers takes none by name.
             generation_config.cache_implementation = None
+            # None is what is left out: there is a cache, so each step reads what is new alone.
+            generation_config.use_cache = True
         self._replaced.before("_validate_generation_mode")(
             generation_mode, generation_config, generation_mode_kwargs
         )

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
+
 from lazyllm_ext.decoder import LazyDecoder
 from lazyllm_ext.hf.cache.plan import Plan
 from lazyllm_ext.hf.cache.progress import tell_watcher
@@ -74,6 +76,8 @@ class Plans:
         for plan, built in list(self._built.items()):
             self._built[plan] = replace(built, model=self._snapshot)
 
+    # A compiler would see other objects than those that are compared.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def of(self, schedule: Any) -> Plan:
         """The plan of a call's own schedule; None: the one applied. Every call comes here.
 

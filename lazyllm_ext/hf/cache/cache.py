@@ -75,10 +75,7 @@ class LazyCache(Cache):
             ValueError: a generation is using the cache.
         """
         with self.owned():
-            if self.generating:
-                raise ValueError(
-                    f"{CACHE_NAME}: expected a cache that no generation is using, got one in use"
-                )
+            self._check_not_generating()
             self._clear()
 
     def _clear(self) -> None:
@@ -195,10 +192,21 @@ class LazyCache(Cache):
                     "interrupted or is still running; reset() it or start without a cache"
                 )
 
+    def _check_not_generating(self) -> None:
+        if self.generating:
+            raise ValueError(
+                f"{CACHE_NAME}: expected a cache that no generation is using, got one in use"
+            )
+
     def begin_generation(
         self, positions_given: bool, progress: Callable[[Progress], object] | None
     ) -> None:
-        """The next forward, however short, is a prompt, and those after it are steps."""
+        """The next forward, however short, is a prompt, and those after it are steps.
+
+        Raises:
+            ValueError: a generation is using the cache: this one was called within it.
+        """
+        self._check_not_generating()
         self.progress = progress
         self.turn = None
         self.generating = True

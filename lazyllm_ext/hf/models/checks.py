@@ -59,7 +59,7 @@ def check_model(model: Any) -> Language:
     )
     if language.whole:
         _check_children(model, "model", {family.base, "lm_head"})
-    if not getattr(language.base, family.layers_name, True):
+    if not getattr(language.base, family.layers_name, True) or config.num_hidden_layers == 0:
         raise refusal(f"{language.where}.{family.layers_name}", "at least one", 0)
     for piece in pieces_of(language):
         _check_piece(piece)
@@ -178,8 +178,17 @@ def _check_attention(language: Language) -> None:
                     f"{name!r}, {function_name(function)}",
                 )
     kinds = getattr(config, "layer_types", None)
+    stored: set[int] = set()
     for number, attention in enumerate(parts.attentions):
         where = f"{language.where}.{family.layers_name}[{number}].{family.attention_name}"
+        place = getattr(attention, "layer_idx", number)
+        if place in stored:
+            raise refusal(
+                f"{where}.layer_idx",
+                "another one than in the layers before it, since transformers stores keys by it",
+                place,
+            )
+        stored.add(place)
         if not getattr(attention, "is_causal", True):
             raise refusal(f"{where}.is_causal", True, False)
         for flag in ("use_qk_norm", "qk_layernorm"):

@@ -34,12 +34,23 @@ def output_of(kind: type[nn.Module]) -> type[ModelOutput]:
 
 
 def functions_of(kind: type[nn.Module]) -> Iterator[tuple[dict[str, Any], str]]:
-    """The functions that a class's forward calls: (the table they are looked up in, the name)."""
-    forward = inspect.unwrap(kind.forward)
-    code = getattr(forward, "__code__", None)
-    for name in code.co_names if code else ():
-        if isinstance(forward.__globals__.get(name), FunctionType):
-            yield forward.__globals__, name
+    """The functions that a class's forward calls: (the table they are looked up in, the name).
+
+    Those that stand in the class's own module may call others of it.
+    """
+    waiting, seen = [inspect.unwrap(kind.forward)], set()
+    while waiting:
+        function = waiting.pop()
+        code, table = getattr(function, "__code__", None), getattr(function, "__globals__", {})
+        for name in code.co_names if code else ():
+            called = table.get(name)
+            if not isinstance(called, FunctionType) or name in seen:
+                continue
+            seen.add(name)
+            yield table, name
+            written = inspect.unwrap(called)
+            if written.__globals__ is table:
+                waiting.append(written)
 
 
 def foreign_in(kind: type[nn.Module]) -> str | None:

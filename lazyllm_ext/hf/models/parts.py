@@ -58,7 +58,8 @@ def parts_of(language: Language) -> Parts:
         embed=getattr(base, family.embed_name),
         positions=getattr(base, family.positions_name) if family.positions_name else None,
         layers=layers,
-        attentions=[getattr(layer, family.attention_name) for layer in layers],
+        # None in a layer of another class, which is refused by its class.
+        attentions=[getattr(layer, family.attention_name, None) for layer in layers],
         norm=getattr(base, family.final_norm),
         rotary=None if family.rotary is None else base.rotary_emb,
     )

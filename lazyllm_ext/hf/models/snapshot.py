@@ -14,7 +14,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .checks import classes_of
 from .forwards import functions_of
-from .parts import Language, language_of, pieces_of
+from .parts import Language, language_of, parts_of, pieces_of
 
 # transformers changes it itself within a generation on a GPU; experts are called as they are.
 _FREE = "_experts_implementation_internal"
@@ -26,9 +26,10 @@ class Snapshot:
     """All that a decoder stands in for or reads of a model.
 
     These are, of each piece (`pieces_of`): its attributes, modules, parameters, buffers and hooks;
-    and the configuration, the forwards of the classes with the functions that they call, attention
-    functions that are registered, and hooks on all modules. What the decoder calls (projections,
-    MLPs, embeddings) may change within; whether it is the same module is a part of its owner.
+    the classes of pieces and of MLPs; and the configuration, the forwards of the classes with the
+    functions that they call, attention functions that are registered, and hooks on all modules.
+    What the decoder calls (projections, MLPs, embeddings) may change within; whether it is the same
+    module is a part of its owner.
 
     Each step of decoding looks, so the tables are compared by C code alone: 1 to 2 µs for a layer.
     """
@@ -40,6 +41,8 @@ class Snapshot:
         self._filled = [table for table in tables if table]
         self._values = list(chain.from_iterable(map(dict.values, self._filled)))
         owners = [piece.module for piece in pieces_of(language)]
+        self._typed = [model, *owners, *_mlps_of(language)]
+        self._kinds = list(map(type, self._typed))
         self._attributes = [vars(owner) for owner in (model, *owners)]
         self._were = [dict(table) for table in self._attributes]
         self._configured = [table for table in self._attributes if "config" in table]
@@ -61,6 +64,7 @@ class Snapshot:
         try:
             return (
                 list(map(len, self._tables)) == self._lengths
+                and list(map(type, self._typed)) == self._kinds
                 and all(map(is_, chain.from_iterable(map(dict.values, self._filled)), self._values))
                 # Of equal attributes only configurations matter, whose own are looked at.
                 and self._attributes == self._were
@@ -94,6 +98,13 @@ def _tables_of(model: Any, language: Language) -> Iterator[dict[Any, Any]]:
             yield module._modules[family.mlp_name]._modules
     for functions in (ALL_ATTENTION_FUNCTIONS, ALL_MASK_ATTENTION_FUNCTIONS):
         yield from (functions._global_mapping, functions._local_mapping)
+
+
+def _mlps_of(language: Language) -> Iterator[nn.Module]:
+    """Each MLP and what it consists of, which the decoder may compute by itself."""
+    for layer in parts_of(language).layers:
+        mlp = getattr(layer, language.family.mlp_name)
+        yield from (mlp, *mlp.children())
 
 
 def _forwards(classes: list[type[nn.Module]]) -> Iterator[Any]:
