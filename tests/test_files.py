@@ -56,7 +56,7 @@ def test_an_error_leaves_the_old_file(path: Path) -> None:
 
 
 def test_a_killed_process_leaves_the_old_file(path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", _KILLED, path], check=False)
+    done = subprocess.run([sys.executable, "-I", "-c", _KILLED, path], check=False)
     assert done.returncode == -signal.SIGKILL
     assert path.read_text() == "old"
 

@@ -17,7 +17,9 @@ from .tasks import Item
 
 DEPTH = 0.25
 # How `balanced` scores, and so a stronger baseline than the paper's last query alone.
-SCORING = replace(PruningSchedule.load("balanced"), name=None, boundaries=(), models={})
+SCORING = replace(
+    PruningSchedule.load("balanced"), name=None, boundaries=(), min_tokens=0, models={}
+)
 
 
 def static_prune(subject: Subject, item: Item, prompt: Prompt, keep: float) -> Reduction:

@@ -228,7 +228,7 @@ def test_command(run: Run, folder: Path, longbench: Path, tmp_path: Path):
         (["--tasks", "y", "--datasets", "trec"], "--datasets: expected --longbench with it, got "),
         (["--tasks", "y", "--max-length", "9"], "--max-length: expected --longbench with it, got "),
         (["--longbench", "x", "--max-length", "1"], "Invalid value for '--max-length': "),
-        (["--longbench", "nowhere"], "longbench: no such folder: 'nowhere'"),
+        (["--longbench", "nowhere"], "--longbench: no such folder: 'nowhere'"),
     ],
 )  # fmt: skip
 def test_bad_options(run: Run, folder: Path, tmp_path: Path, options: list[str], message: str):
