@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
@@ -27,7 +28,11 @@ def _functions(tree: ast.AST) -> Iterator[ast.FunctionDef]:
     return (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
 
 
-def test_imports_point_downwards(capsys: pytest.CaptureFixture[str]) -> None:
+def test_imports_point_downwards(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # import-linter puts the working directory first, where the sources would hide the package.
+    monkeypatch.setattr(sys, "path", list(sys.path))
     status = lint_imports(config_filename=str(PYPROJECT), no_cache=True)
     said = capsys.readouterr().out
     assert status == 0, said

@@ -324,7 +324,7 @@ def poisoned_key(model: Any, layer: int, token: int) -> Iterator[None]:
 
     def poison(module: object, args: object, keys: torch.Tensor) -> torch.Tensor:
         keys = keys.clone()
-        keys[:, token] = torch.nan  # a hook sees [1, rows, …]
+        keys.view(-1, keys.size(-1))[token] = torch.nan  # with a batch of one, or without
         return keys
 
     hook = model.model.layers[layer].self_attn.k_proj.register_forward_hook(poison)
