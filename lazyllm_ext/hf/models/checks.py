@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
+from types import BuiltinFunctionType
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.modules import module as hooks_of_all
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -44,6 +46,8 @@ def check_model(model: Any) -> Language:
     family, config = language.family, language.config
     check_mode(model)
     check_placement(model)
+    if getattr(language.base, "config", config) is not config:
+        raise refusal(f"{language.where}.config", "the model's own configuration", "another one")
     reason = family.refuse(language.base)
     if reason is not None:
         raise NotSupportedError(f"model: {reason}")
@@ -167,6 +171,12 @@ def _check_children(module: nn.Module, where: str, expected: Set[str]) -> None:
 def _check_attention(language: Language) -> None:
     """NotSupportedError for attention other than transformers' own, with the masks of its own."""
     config, family, parts = language.config, language.family, parts_of(language)
+    if not isinstance(F.scaled_dot_product_attention, BuiltinFunctionType):
+        raise refusal(
+            "torch.nn.functional.scaled_dot_product_attention",
+            "PyTorch's own",
+            function_name(F.scaled_dot_product_attention),
+        )
     configs = (config, *(getattr(attention, "config", config) for attention in parts.attentions))
     for name in {getattr(each, "_attn_implementation", None) for each in configs}:
         for functions in (ALL_ATTENTION_FUNCTIONS, ALL_MASK_ATTENTION_FUNCTIONS):

@@ -8,6 +8,7 @@ from operator import is_, itemgetter
 from typing import Any
 
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.modules import module as hooks_of_all
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -53,6 +54,7 @@ class Snapshot:
         self._classes = sorted(classes_of(model, language), key=repr)
         self._forwards = list(_forwards(self._classes))
         called = list(chain.from_iterable(map(functions_of, self._classes)))
+        called.append((vars(F), "scaled_dot_product_attention"))  # what kernels of others replace
         self._callers, self._names = [table for table, _ in called], [name for _, name in called]
         self._called = list(map(dict.get, self._callers, self._names))
         # Moving and casting a model changes its parameters, and keeps them.
