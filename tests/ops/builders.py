@@ -280,10 +280,12 @@ def gated_activation_arguments(
     dim: int,
     activation: str = "silu",
     layout: str = "plain",
+    up_layout: str | None = None,
 ) -> Arguments:
+    """up_layout: where it is another one than that of the gate."""
     return {
         "gate": floats(generator, (rows, dim), dtype, layout).mul_(4),
-        "up": floats(generator, (rows, dim), dtype, layout),
+        "up": floats(generator, (rows, dim), dtype, up_layout or layout),
         "activation": activation,
     }
 
