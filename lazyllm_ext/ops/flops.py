@@ -7,7 +7,7 @@ count.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,74 +15,39 @@ from torch import Tensor
 from torch._subclasses import FakeTensor
 from torch.utils.flop_counter import register_flop_formula
 
+Arguments = Mapping[str, Any]  # of a call, by the names of the operator's schema
 
-def token_importance(
-    query: Tensor,
-    query_index: Tensor,
-    query_offsets: Tensor,
-    key_store: Tensor,
-    key_slots: Tensor,
-    key_index: Tensor,
-    key_offsets: Tensor,
-    *others: object,
-    out_val: object,
-) -> int:
+
+def token_importance(given: Arguments) -> int:
     """The logits of every pair."""
-    heads, head_dim = query.shape[1:]
-    return 2 * heads * head_dim * _pairs(query_index, query_offsets, key_slots, key_offsets)
+    heads, head_dim = given["query"].shape[1:]
+    return 2 * heads * head_dim * _pairs(given)
 
 
-def lazy_attention(
-    query: Tensor,
-    query_index: Tensor,
-    query_offsets: Tensor,
-    key_store: Tensor,
-    value_store: Tensor,
-    key_slots: Tensor,
-    key_index: Tensor,
-    key_offsets: Tensor,
-    *others: object,
-    out_val: object,
-) -> int:
+def lazy_attention(given: Arguments) -> int:
     """The logits of every pair, and the sum over the values."""
-    heads, head_dim = query.shape[1:]
-    return 4 * heads * head_dim * _pairs(query_index, query_offsets, key_slots, key_offsets)
+    return 2 * token_importance(given)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, out_val: object) -> int:
+def linear(given: Arguments) -> int:
     """One product, [R, C] by [C, O]."""
-    return 2 * x.shape[0] * weight.shape[0] * weight.shape[1]
+    return 2 * given["x"].shape[0] * given["weight"].numel()
 
 
-def decoder_layer_(
-    hidden: Tensor,
-    key_store: Tensor,
-    value_store: Tensor,
-    slots: Tensor,
-    query_index: Tensor,
-    query_offsets: Tensor,
-    key_slots: Tensor,
-    key_index: Tensor,
-    key_offsets: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    weights: list[Tensor],
-    *others: object,
-    out_val: object,
-) -> int:
+def decoder_layer_(given: Arguments) -> int:
     """Its projections, and its attention."""
-    per_row = sum(2 * weight.shape[0] * weight.shape[1] for weight in weights if weight.dim() == 2)
+    weights = given["weights"]
+    per_row = sum(2 * weight.numel() for weight in weights if weight.dim() == 2)
     width = weights[1].shape[0]  # H · D, what queries are projected to
-    pairs = _pairs(query_index, query_offsets, key_slots, key_offsets)
-    return per_row * hidden.shape[0] + 4 * width * pairs
+    return per_row * given["hidden"].shape[0] + 4 * width * _pairs(given)
 
 
-def nothing(*arguments: object, out_val: object) -> int:
+def nothing(given: Arguments) -> int:
     """No product: rows are moved, chosen, or changed one by one."""
     return 0
 
 
-FORMULAS: dict[str, Callable[..., int]] = {
+FORMULAS: dict[str, Callable[[Arguments], int]] = {
     "token_importance": token_importance,
     "select_tokens": nothing,
     "aux_gather": nothing,
@@ -97,16 +62,15 @@ FORMULAS: dict[str, Callable[..., int]] = {
 }
 
 
-def _pairs(
-    query_index: Tensor, query_offsets: Tensor, key_slots: Tensor, key_offsets: Tensor
-) -> int:
+def _pairs(given: Arguments) -> int:
     """Σ_b R_b · K_b of the used rows and keys.
 
     Where tensors hold no numbers all places count as used, and sequences as equally long.
     """
-    if isinstance(key_offsets, FakeTensor) or key_offsets.is_meta:
-        return query_index.shape[0] * key_slots.shape[0] // max(key_offsets.shape[0] - 1, 1)
-    return int((_used(query_index, query_offsets) * _used(key_slots, key_offsets)).sum())
+    rows, keys, offsets = given["query_index"], given["key_slots"], given["key_offsets"]
+    if isinstance(offsets, FakeTensor) or offsets.is_meta:
+        return int(rows.shape[0] * keys.shape[0] // max(offsets.shape[0] - 1, 1))
+    return int((_used(rows, given["query_offsets"]) * _used(keys, offsets)).sum())
 
 
 def _used(places: Tensor, offsets: Tensor) -> Tensor:
@@ -117,6 +81,15 @@ def _used(places: Tensor, offsets: Tensor) -> Tensor:
 
 def register() -> None:
     """Give every operator its formula. The operator library must have been loaded."""
+    for op in FORMULAS:
+        _register(getattr(torch.ops.lazyllm, op), FORMULAS[op])
+
+
+def _register(op: Any, formula: Callable[[Arguments], int]) -> None:
+    names = [argument.name for argument in op.default._schema.arguments]
     of_tensors: Any = register_flop_formula
-    for op, formula in FORMULAS.items():
-        of_tensors(getattr(torch.ops.lazyllm, op), get_raw=True)(formula)
+
+    def count(*arguments: Any, out_val: object) -> int:
+        return formula(dict(zip(names, arguments, strict=True)))
+
+    of_tensors(op, get_raw=True)(count)
