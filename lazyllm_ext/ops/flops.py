@@ -89,7 +89,7 @@ def _register(op: Any, formula: Callable[[Arguments], int]) -> None:
     names = [argument.name for argument in op.default._schema.arguments]
     of_tensors: Any = register_flop_formula
 
-    def count(*arguments: Any, out_val: object) -> int:
-        return formula(dict(zip(names, arguments, strict=True)))
+    def count(*arguments: Any, out_val: object, **named: Any) -> int:
+        return formula({**dict(zip(names, arguments, strict=False)), **named})
 
     of_tensors(op, get_raw=True)(count)
